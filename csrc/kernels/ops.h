@@ -1,0 +1,81 @@
+// The kernel table: what an instruction set offers to the executor.
+//
+// Owns: the signatures and the numerics contract of every kernel. Each instruction set (generic, avx2, avx512, neon)
+// fills one table in its own namespace; the executor picks one at start-up. Kernels are pure functions of their
+// arguments: no allocation, no threads, no state, no knowledge of programs or sequences.
+//
+// Numerics contract (tests hold it): an output element is produced by one order of float operations that depends on
+// K (or on absolute positions) alone: never on m, on the number of tiles, or on how the caller cuts the work.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "formats.h"
+
+namespace subsecond {
+
+// A matrix product with one weight format. Activations are first brought into the format's own grid, row by row
+// ("prepared": an opaque row of act_bytes(k) bytes, 64-byte aligned), by the row's own values alone:
+//   int4, int8: s8 per group of 32 along K with an f32 scale (absmax / 127) a group, plus the group's sum
+//   bf16: round to nearest even;   f32: copied, padded with zeros.
+// Products: int4/int8: exact s32 dot within a group, then groups added in K order by FMA in f32;
+//           bf16: pairs along K in order, f32 accumulation;  f32: FMA in K order.
+struct LinearKernel {
+    int64_t (*act_bytes)(int64_t k);
+    void (*act_prepare)(const float* x, int64_t k, void* row);
+    // out[r * out_stride + 16 * t + c] for r < m, t < tiles, c < 16. `weight` points at the first tile; rows of `act`
+    // are act_bytes(k) apart. out may hold padded channels: 16 * tiles columns are always written.
+    void (*product)(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out,
+                    int64_t out_stride);
+    // Row `index` of the packed matrix as f32 (embedding lookup): out[0..k).
+    void (*lookup)(const void* weight, int64_t index, int64_t k, float* out);
+};
+
+// Attention over one stored block of 64 positions of one KV head, for `rows` query rows that share this KV head.
+// A row sees the slots [lo[r], hi[r]) of the block; lo == hi means it sees nothing (m = -inf, l = 0, acc = 0).
+// The partial result of (row, block) is  m = max score,  l = sum exp(s - m),  acc = sum exp(s - m) * v : it depends on
+// the row and the block alone. merge() folds a partial into the running one, in ascending block order.
+struct KvKernel {
+    int64_t (*query_bytes)(int64_t head_dim);  // a prepared query row, multiple of 64
+    void (*query_prepare)(const float* q, int64_t head_dim, float scale, void* row);  // scale folded into q
+    void (*store)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* block);
+    // m, l: [rows]; acc: [rows][head_dim_padded]. softcap 0 = off, else s = cap * tanh(s / cap).
+    void (*attend)(const void* query, int64_t rows, const void* block, int64_t head_dim, const int32_t* lo,
+                   const int32_t* hi, float softcap, float* m, float* l, float* acc);
+};
+
+enum class Activation : uint8_t { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, tanh = 4 };
+
+struct KernelTable {
+    const char* name;  // "generic", "avx2", "avx512", "neon"
+    LinearKernel linear[format_count];
+    KvKernel kv[3];
+    // (m, l, acc) += (m2, l2, acc2) by the rule of online softmax, head_dim_padded values of acc.
+    void (*attend_merge)(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
+                         int64_t head_dim);
+    // y = x / rms(x) * w, sum of squares in a fixed order of 16 lanes then a fixed tree; w may be null (all ones).
+    void (*rms_norm)(const float* x, const float* w, int64_t n, float eps, float* y);
+    void (*layer_norm)(const float* x, const float* w, const float* b, int64_t n, float eps, float* y);
+    void (*activation)(Activation kind, const float* x, int64_t n, float* y);
+    void (*gated)(Activation kind, const float* gate, const float* up, int64_t n, float* y);  // act(gate) * up
+    void (*add)(const float* a, const float* b, int64_t n, float* y);
+    void (*scale)(const float* x, float factor, int64_t n, float* y);
+    void (*softcap)(const float* x, float cap, int64_t n, float* y);
+    // Rotates x[0..rotary) in place (the rest is untouched); cos/sin: rotary/2 values of this position.
+    // interleaved: pairs (2i, 2i+1); else pairs (i, i + rotary/2).
+    void (*rope)(float* x, const float* cosine, const float* sine, int64_t rotary, bool interleaved);
+    // For sampling: largest value and its first index; sum of exp((x - shift) * inv_temperature).
+    void (*argmax)(const float* x, int64_t n, float* value, int64_t* index);
+    float (*exp_sum)(const float* x, int64_t n, float shift, float inv_temperature);
+};
+
+// The tables that were compiled in; nullptr where this build lacks one. `supported` asks the CPU.
+const KernelTable* table_generic();
+const KernelTable* table_avx2();
+const KernelTable* table_avx512();
+const KernelTable* table_neon();
+bool isa_supported(const char* name);
+const KernelTable* table_by_name(const char* name);  // nullptr: unknown, not built, or not supported here
+const KernelTable* table_best();
+
+}  // namespace subsecond
