@@ -40,8 +40,9 @@ struct KvKernel {
     void (*query_prepare)(const float* q, int64_t head_dim, float scale, void* row);  // scale folded into q
     void (*store)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* block);
     // m, l: [rows]; acc: [rows][head_dim_padded]. softcap 0 = off, else s = cap * tanh(s / cap).
-    void (*attend)(const void* query, int64_t rows, const void* block, int64_t head_dim, const int32_t* lo,
-                   const int32_t* hi, float softcap, float* m, float* l, float* acc);
+    // `next` is the block that these rows attend to next, or nullptr: a hint to fetch it meanwhile, nothing else.
+    void (*attend)(const void* query, int64_t rows, const void* block, const void* next, int64_t head_dim,
+                   const int32_t* lo, const int32_t* hi, float softcap, float* m, float* l, float* acc);
 };
 
 enum class Activation : uint8_t { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, tanh = 4 };
@@ -64,9 +65,11 @@ struct KernelTable {
     // Rotates x[0..rotary) in place (the rest is untouched); cos/sin: rotary/2 values of this position.
     // interleaved: pairs (2i, 2i+1); else pairs (i, i + rotary/2).
     void (*rope)(float* x, const float* cosine, const float* sine, int64_t rotary, bool interleaved);
-    // For sampling: largest value and its first index; sum of exp((x - shift) * inv_temperature).
+    // For sampling, the same bits in every table: largest value and its first index (NaN and -1 when there is a NaN);
+    // sum of exp((x - shift) * inv_temperature); these exponentials one by one, in units of 2^-30, for shift >= all x.
     void (*argmax)(const float* x, int64_t n, float* value, int64_t* index);
     float (*exp_sum)(const float* x, int64_t n, float shift, float inv_temperature);
+    void (*exp_weights)(const float* x, int64_t n, float shift, float inv_temperature, uint32_t* weights);
 };
 
 // The tables that were compiled in; nullptr where this build lacks one. `supported` asks the CPU.

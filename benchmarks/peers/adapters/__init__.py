@@ -1,0 +1,3 @@
+"""One module a system under test; each holds a class `Adapter` that fulfils
+adapters.contract.Adapter.
+"""

@@ -1,0 +1,108 @@
+// What the two integer formats share: register blocking and the order in which weights are read.
+//
+// Owns: the walk over tiles, rows and groups. A format gives (struct Kernel):
+//   Block; max_tiles, max_rows (outputs held in registers: rows x tiles x 16), most_rows (of a last block);
+//   dots<rows, tiles>(weight, groups, act, act_stride, dot): exact s32 dots of one group, tile t at weight[t * groups];
+//   fold(weight, act, dot, sum): the one order of float operations of an output and a group.
+#pragma once
+#include "isa.h"
+
+namespace subsecond::SUBSECOND_ISA {
+namespace {
+
+SUBSECOND_INLINE const act_group* act_at(const act_group* act, int64_t bytes) {
+    return reinterpret_cast<const act_group*>(reinterpret_cast<const char*>(act) + bytes);
+}
+
+SUBSECOND_INLINE int32_t quad_of(const act_group* act, int j) {
+    int32_t quad;
+    __builtin_memcpy(&quad, act->value + 4 * j, sizeof quad);
+    return quad;
+}
+
+#if !defined(__AVX512VNNI__)
+// Adds where the source says so: GCC would turn the integer sums of a group into a tree, and run out of registers.
+SUBSECOND_INLINE void add_in_place(__m256i& sum, __m256i x) {
+    sum = _mm256_add_epi16(sum, x);
+    __asm__("" : "+x"(sum));
+}
+#endif
+
+// (Loops over the sums are unrolled by pragma: left to itself GCC keeps the array in memory at both ends of the loop.)
+// Rows x tiles outputs over all of K. Asks for `ahead_lines` cache lines a group from `ahead` on.
+template <typename Kernel, int rows, int tiles>
+void block(const typename Kernel::Block* weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
+           int64_t out_stride, const char* ahead, int64_t ahead_lines) {
+    f32x16 sum[rows][tiles];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+        for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
+    for (int64_t g = 0; g < groups; ++g, ++weight, ++act) {
+        for (int64_t i = 0; i < ahead_lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+        i32x16 dot[rows][tiles];
+        Kernel::template dots<rows, tiles>(weight, groups, act, act_stride, dot);
+        Kernel::template fold<rows, tiles>(weight, groups, act, act_stride, dot, sum);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+        for (int t = 0; t < tiles; ++t) store(out + r * out_stride + t * lanes, sum[r][t]);
+}
+
+template <typename Kernel>
+using BlockFunction = void (*)(const typename Kernel::Block*, int64_t, const act_group*, int64_t, float*, int64_t,
+                               const char*, int64_t);
+
+// A last block may have up to most_rows, so that no lone row or two follow.
+template <typename Kernel, int tiles>
+BlockFunction<Kernel> block_of(int64_t rows) {
+    constexpr int most = Kernel::most_rows;
+    static_assert(most <= 6);
+    switch (rows) {
+        case 1:
+            return block<Kernel, 1, tiles>;
+        case 2:
+            return block < Kernel, most < 2 ? most : 2, tiles > ;
+        case 3:
+            return block < Kernel, most < 3 ? most : 3, tiles > ;
+        case 4:
+            return block < Kernel, most < 4 ? most : 4, tiles > ;
+        case 5:
+            return block < Kernel, most < 5 ? most : 5, tiles > ;
+        default:
+            return block<Kernel, most, tiles>;
+    }
+}
+
+// Few rows: memory sets the pace, and one tile after the other is the one sequential stream that the hardware's
+// prefetchers follow best (measured: faster than a bare read loop). More rows: arithmetic sets the pace; tiles go in
+// groups of max_tiles that share each broadcast, and while one group is worked on, the next is brought into L2,
+// a share of it in each pass over the rows.
+template <typename Kernel>
+void product(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
+    using Block = typename Kernel::Block;
+    constexpr int64_t few_rows = 3, many_passes = 32;
+    const Block* w = static_cast<const Block*>(weight);
+    const act_group* a = static_cast<const act_group*>(act);
+    const int64_t groups = ceil_div(k, group_int), act_stride = act_bytes_int(k);
+    const int64_t passes = ceil_div(m, Kernel::max_rows);
+    for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
+        const bool wide = m > few_rows && t + Kernel::max_tiles <= tiles;
+        taken = wide ? Kernel::max_tiles : 1;
+        const int64_t group_lines = ceil_div(taken * static_cast<int64_t>(sizeof(Block)), 64);
+        const int64_t ahead_lines = m > few_rows && passes <= many_passes ? ceil_div(group_lines, passes) : 0;
+        const char* ahead = reinterpret_cast<const char*>(w + (t + taken) * groups);
+        for (int64_t r = 0, rows = 0; r < m; r += rows) {
+            rows = m - r <= Kernel::most_rows ? m - r : Kernel::max_rows;
+            const BlockFunction<Kernel> run =
+                wide ? block_of<Kernel, Kernel::max_tiles>(rows) : block_of<Kernel, 1>(rows);
+            run(w + t * groups, groups, act_at(a, r * act_stride), act_stride, out + r * out_stride + t * lanes,
+                out_stride, ahead, ahead_lines);
+            ahead += ahead_lines * groups * 64;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace subsecond::SUBSECOND_ISA

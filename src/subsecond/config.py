@@ -1,0 +1,64 @@
+"""The few options that users set, with their ranges and defaults.
+
+Owns: `ModelOptions`, which the Python interface and the command line share. Does not know: what the
+options do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from subsecond.errors import InputError
+
+DEFAULT_MODEL = "smollm2-135m"
+WEIGHTS = ("int4", "int8", "bf16", "f32")
+KV_FORMATS = ("bf16", "int8", "f32")
+ISAS = ("avx512", "avx2", "neon", "generic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is run, and how. InputError for a value out of its range.
+
+    weights: format of the matrices, one of WEIGHTS; None is int4, or what an artifact was converted
+    to. kv: format of the KV cache, one of KV_FORMATS (None: f32 with f32 weights, else bf16).
+    threads: None is the number of processors that the process may use. isa: one of ISAS; None is
+    the best that the processor has. max_tokens_per_step: longest piece of a prompt that is computed
+    at once. max_sequences: texts that are computed together. context: most tokens of a prompt and
+    its answer; None is the model's own.
+    """
+
+    model: str = DEFAULT_MODEL
+    weights: str | None = None
+    kv: str | None = None
+    threads: int | None = None
+    isa: str | None = None
+    max_tokens_per_step: int = 512
+    max_sequences: int = 16
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise InputError(f"model must be a name or a path, not {self.model!r}")
+        if self.weights is not None:
+            _choice("weights", self.weights, WEIGHTS)
+        if self.kv is not None:
+            _choice("kv", self.kv, KV_FORMATS)
+        if self.isa is not None:
+            _choice("isa", self.isa, ISAS)
+        if self.threads is not None:
+            _integer("threads", self.threads, 1, 1024)
+        _integer("max_sequences", self.max_sequences, 1, 1024)
+        _integer("max_tokens_per_step", self.max_tokens_per_step, self.max_sequences, 1 << 16)
+        if self.context is not None:
+            _integer("context", self.context, 2, 1 << 26)
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{name} must be an integer from {low} to {high}, not {value!r}")

@@ -1,0 +1,338 @@
+"""The loop: schedule, run, commit.
+
+Owns: the plan's contents, the sequences' progress, kept prefixes. Does not know: text, kernels,
+clients. Not thread-safe; whoever shares an engine locks it. `Plan.stop` alone may be called from
+other threads.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from subsecond.engine.pages import Pages, PageTable
+from subsecond.engine.request import Logprob, Request, SequenceState
+from subsecond.engine.scheduler import Limits, Scheduler, Work
+from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
+
+if TYPE_CHECKING:
+    from subsecond.engine.runner import Runner, Sampler
+
+# Plan.finish: the row chose one of its stop ids; its logits are NaN or infinite; every token is
+# forbidden to it.
+STOP, BROKEN, NONE_ALLOWED = 1, 3, 4
+
+
+@dataclass(eq=False)
+class Kept:
+    """A text whose pages stay after its end, so that a request with the same beginning needn't
+    compute it again.
+    """
+
+    tokens: list[int]
+    tables: list[PageTable]
+    promise: list[int]
+
+
+class Engine:
+    """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime."""
+
+    def __init__(self, runner: Runner, *, context: int, steps_per_call: int = 8) -> None:
+        self.runner = runner
+        self.pages = Pages(runner.groups, runner.pages_per_group, runner.copy_page)
+        limits = Limits(
+            tokens=runner.max_tokens,
+            sequences=runner.max_sequences,
+            rows=runner.max_rows,
+            steps=min(steps_per_call, runner.max_steps),
+            context=context,
+        )
+        self.scheduler = Scheduler(self.pages, limits)
+        self.kept: list[Kept] = []  # oldest first
+        plan = runner.plan  # its views are made once: every access makes a new one
+        self._tokens, self._sequence_start, self._position = (
+            plan.tokens,
+            plan.sequence_start,
+            plan.position,
+        )
+        self._row, self._sampled, self._finish = plan.row, plan.sampled, plan.finish
+        self._tables = [plan.page_table(index) for index in range(len(runner.groups))]
+        self._samplers: list[Sampler | None] = [None] * runner.max_rows
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self.scheduler.limits.context
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self.scheduler.waiting and not self.scheduler.running
+
+    def check(self, request: Request) -> None:
+        """RequestError if the request could never run."""
+        self.scheduler.check(request)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; RequestError if it could never run."""
+        self.check(request)
+        self.scheduler.waiting.append(request)
+
+    def step(self) -> None:
+        """One call into the runtime, and its outcome in the requests' sequences. Nothing if nobody
+        waits.
+        """
+        self._admit()
+        step = self.scheduler.schedule()
+        if not step:
+            if self.scheduler.running or self.scheduler.waiting:
+                raise RuntimeFailure("requests wait, but no step can be formed")
+            return
+        max_steps = self.scheduler.steps(step)
+        rows = self._fill(step, max_steps)
+        tokens = sum(work.count for work in step)
+        done = self.runner.run(tokens, len(step), len(rows), max_steps)
+        self._commit(step, rows, done)
+
+    def cancel(self, request: Request) -> None:
+        """Ends every text of the request that is still running."""
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self.finish(sequence, "cancelled")
+
+    def finish(self, sequence: SequenceState, reason: str) -> None:
+        """Ends one text and gives its pages back; with its last text, the request ends."""
+        sequence.finish_reason = reason
+        sequence.sampler = None
+        request = sequence.request
+        if request.keep and sequence.computed:
+            self._keep(sequence)
+        elif sequence.tables:
+            self.pages.close(sequence.tables)
+        sequence.tables = []
+        if request.finished:
+            request.finished_s = time.monotonic()
+            self.scheduler.retire(request)
+
+    def forget(self) -> None:
+        """Gives back the pages of all kept texts."""
+        while self.kept:
+            self._drop(self.kept[0])
+
+    def logits(self, token_ids: Sequence[int], out: memoryview[float]) -> None:
+        """Logits after every token: float32 [len(token_ids) * vocab_size] into `out`. Tokens are
+        checked ids.
+        """
+        need = self.pages.worst_case(len(token_ids), len(token_ids), 1, self.runner.max_rows)
+        while not self.pages.promise(need):
+            if not self.kept:
+                raise RuntimeFailure(
+                    "unfinished generations hold the KV cache; finish or close them first"
+                )
+            self._drop(self.kept[0])
+        tables = self.pages.open()
+        size, vocab = min(self.runner.max_rows, self.runner.max_tokens), self.runner.vocab_size
+        try:
+            for start in range(0, len(token_ids), size):
+                chunk = token_ids[start : start + size]
+                self._place(
+                    0, chunk, position=start, begin=0, tables=tables, end=start + len(chunk)
+                )
+                for row in range(len(chunk)):
+                    self._row[row] = row
+                self._set_samplers([None] * len(chunk))
+                self.runner.run(len(chunk), 1, len(chunk), 1)
+                self.runner.logits(out[start * vocab : (start + len(chunk)) * vocab])
+                self.pages.slide(tables, start + len(chunk))
+        finally:
+            self.pages.close(tables)
+            self.pages.withdraw(need)
+
+    def _admit(self) -> None:
+        """Starts waiting requests, in order, while there are places and pages for them.
+
+        A kept text never stands in the way of a request: its pages count as the request's own if it
+        continues the text, else the oldest kept text goes.
+        """
+        scheduler = self.scheduler
+        while scheduler.has_place():
+            request = scheduler.waiting[0]
+            prefix, common = self._kept_prefix(request.prompt)
+            if prefix is not None:
+                self.pages.withdraw(prefix.promise)
+            admitted = scheduler.admit()
+            if prefix is not None and not admitted:
+                self.pages.promise(prefix.promise)
+            if admitted:
+                self._start(request, prefix, common)
+                continue
+            others = [kept for kept in self.kept if kept is not prefix] or self.kept
+            if not others:
+                return
+            self._drop(others[0])
+
+    def _start(self, request: Request, prefix: Kept | None, common: int) -> None:
+        first = request.sequences[0]
+        first.tables = self.pages.open()
+        if prefix is not None:
+            if self.pages.cut(prefix.tables, common):
+                first.tables = prefix.tables
+                first.computed = request.cached_tokens = common
+            else:  # positions that the prompt's end sees have left the window
+                self.pages.close(prefix.tables)
+            self.kept.remove(prefix)
+        first.sampler = self.runner.sampler(request, 0)
+        request.scheduled_s = time.monotonic()
+
+    def _kept_prefix(self, prompt: Sequence[int]) -> tuple[Kept | None, int]:
+        """The kept text with the longest common beginning, and its length; the prompt's last token
+        isn't in it.
+        """
+        best, longest = None, 0
+        for kept in self.kept:
+            common = min(_common_length(kept.tokens, prompt), len(prompt) - 1)
+            if common > longest:
+                best, longest = kept, common
+        return best, longest
+
+    def _keep(self, sequence: SequenceState) -> None:
+        held = [len(table.pages) - table.first for table in sequence.tables]
+        self.pages.withdraw(sequence.request.promise)
+        sequence.request.promise = [0] * len(held)
+        self.pages.promise(held)
+        self.kept.append(Kept(sequence.tokens[: sequence.computed], sequence.tables, held))
+
+    def _drop(self, kept: Kept) -> None:
+        self.kept.remove(kept)
+        self.pages.close(kept.tables)
+        self.pages.withdraw(kept.promise)
+
+    def _fill(self, step: Sequence[Work], max_steps: int) -> list[SequenceState]:
+        """Writes the plan; the sequences that get a token, in the order of the rows."""
+        rows: list[SequenceState] = []
+        begin = 0
+        for index, work in enumerate(step):
+            sequence, count = work.sequence, work.count
+            start = sequence.computed
+            self._place(
+                index,
+                sequence.tokens[start : start + count],
+                position=start,
+                begin=begin,
+                tables=sequence.tables,
+                end=start + count + max_steps - 1,
+            )
+            begin += count
+            if work.completes:
+                for choice in self._choices(sequence):
+                    self._row[len(rows)] = begin - 1
+                    rows.append(choice)
+        self._set_samplers([sequence.sampler for sequence in rows])
+        return rows
+
+    def _place(
+        self,
+        index: int,
+        tokens: Sequence[int],
+        *,
+        position: int,
+        begin: int,
+        tables: list[PageTable],
+        end: int,
+    ) -> None:
+        """Sequence `index` of the plan: its tokens from place `begin` on, pages for all positions
+        below `end`.
+        """
+        self.pages.extend(tables, position, end)
+        self._tokens[begin : begin + len(tokens)] = array("i", tokens)
+        self._sequence_start[index] = begin
+        self._sequence_start[index + 1] = begin + len(tokens)
+        self._position[index] = position
+        start = index * self.runner.max_pages_per_sequence
+        for view, table in zip(self._tables, tables, strict=True):
+            view[start : start + len(table.pages)] = array("i", table.pages)
+
+    def _set_samplers(self, samplers: Sequence[Sampler | None]) -> None:
+        """Row i gets samplers[i]. A sampler is in one row at a time, so rows that change are
+        emptied first.
+        """
+        changed = [row for row, new in enumerate(samplers) if new is not self._samplers[row]]
+        for row in [*changed, *range(len(samplers), len(self._samplers))]:
+            if self._samplers[row] is not None:
+                self.runner.plan.set_sampler(row, None)
+                self._samplers[row] = None
+        for row in changed:
+            self.runner.plan.set_sampler(row, samplers[row])
+            self._samplers[row] = samplers[row]
+
+    def _choices(self, sequence: SequenceState) -> list[SequenceState]:
+        """The sequences that choose a token after this one's last: itself, and the forks that begin
+        here.
+        """
+        if sequence.generated or sequence.request.params.n == 1:
+            return [sequence]
+        for fork in sequence.request.sequences[1:]:
+            if fork.finish_reason is None:
+                fork.sampler = self.runner.sampler(fork.request, fork.choice)
+        return [choice for choice in sequence.request.sequences if choice.finish_reason is None]
+
+    def _commit(self, step: Sequence[Work], rows: Sequence[SequenceState], done: int) -> None:
+        for work in step:
+            work.sequence.computed += work.count
+        for sequence in rows:
+            first = sequence.request.sequences[0]
+            if not sequence.tables:  # a fork begins
+                sequence.tables = self.pages.fork(first.tables)
+                sequence.computed = first.computed
+        now = time.monotonic()
+        for row, sequence in enumerate(rows):
+            if sequence.generated == 0:
+                sequence.request.first_token_s = now
+            self._accept(sequence, row, len(rows), done)
+        for work in step:
+            if work.sequence.tables:
+                self.pages.slide(work.sequence.tables, work.sequence.computed)
+
+    def _accept(self, sequence: SequenceState, row: int, rows: int, done: int) -> None:
+        """Appends the tokens chosen in a row, and ends the text if it has ended."""
+        request = sequence.request
+        if sequence.finish_reason is not None:  # another text of its request has failed
+            return
+        wants_logprobs = request.params.logprobs is not None
+        for index in range(done):
+            token = self._sampled[index * rows + row]
+            if token < 0:
+                break
+            sequence.tokens.append(token)
+            if wants_logprobs:
+                logprob, top = sequence.sampler.logprobs(index)
+                sequence.logprobs.append(Logprob(token, logprob, tuple(top)))
+        sequence.computed = len(sequence.tokens) - 1  # the last chosen token hasn't been computed
+        outcome = self._finish[row]
+        if outcome == STOP:
+            self.finish(sequence, "stop")
+        elif outcome == BROKEN:
+            self._fail(request, RuntimeFailure("the model's logits are NaN or infinite"))
+        elif outcome == NONE_ALLOWED:
+            message = "logit_bias and min_tokens together forbid every token"
+            self._fail(request, RequestError(message, "logit_bias"))
+        elif sequence.generated >= request.max_tokens:
+            self.finish(sequence, "length")
+        else:
+            self.pages.slide(sequence.tables, sequence.computed)
+
+    def _fail(self, request: Request, error: SubsecondError) -> None:
+        """Ends a request by its own fault; the others go on."""
+        request.error = error
+        self.cancel(request)
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens the beginnings share."""
+    length = min(len(left), len(right))
+    if left[:length] == right[:length]:
+        return length
+    return next(index for index in range(length) if left[index] != right[index])

@@ -1,0 +1,108 @@
+"""A model on the native runtime, as the engine's Runner.
+
+Owns: the model with its plan, and the order of a sampler's making. Does not know: requests, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from subsecond.engine.pages import CacheGroup, page_count
+from subsecond.engine.request import Request
+from subsecond.program.program import Program
+from subsecond.runtime import native
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What buffers are made for: tokens, sequences and logit rows of a step, steps of a call,
+    positions of a sequence (`context`), KV pages a cache group.
+    """
+
+    max_tokens: int
+    max_sequences: int
+    max_rows: int
+    max_steps: int
+    context: int
+    pages: int
+
+
+class NativeRunner:
+    """Fulfils `subsecond.engine.runner.Runner`.
+
+    Raises ModelError where program, tensors and file don't fit together.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Sequence[native.TensorPlace],
+        weights: native.Weights,
+        sizes: Sizes,
+        *,
+        isa: str | None,
+        threads: int | None,
+        kv: str,
+    ) -> None:
+        self.isa = native.choose_isa(isa)
+        self.threads = threads or int(native.host()["cpus"])
+        self.kv = kv
+        self.max_tokens = sizes.max_tokens
+        self.max_sequences = sizes.max_sequences
+        self.max_rows = sizes.max_rows
+        self.max_steps = sizes.max_steps
+        self.max_pages_per_sequence = page_count(sizes.context)
+        self.pages_per_group = sizes.pages
+        self.vocab_size = program.vocab_size
+        self.groups = tuple(CacheGroup(group.window) for group in program.groups)
+        limits = native.Limits(sizes.max_tokens, sizes.max_sequences, sizes.max_rows)
+        self._model = native.build(
+            program,
+            tensors,
+            weights,
+            isa=self.isa,
+            threads=self.threads,
+            kv=kv,
+            pages=sizes.pages,
+            limits=limits,
+        )
+        self.plan = native.Plan(self._model, self.max_pages_per_sequence, sizes.max_steps)
+
+    def sampler(self, request: Request, choice: int) -> native.Sampler:
+        """A sampler for one text."""
+        params = request.params
+        sampler = native.Sampler(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            seed=request.seed,
+            choice=choice,
+            logit_bias=list(params.logit_bias.items()),
+            stop_ids=request.stop_ids,
+            min_tokens=params.min_tokens,
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+        )
+        if params.repetition_penalty != 1.0:
+            sampler.observe_prompt(request.prompt)
+        return sampler
+
+    def run(self, tokens: int, sequences: int, rows: int, max_steps: int) -> int:
+        """Runs the plan; the number of steps done. The interpreter's lock is released meanwhile."""
+        return int(self._model.run(self.plan, tokens, sequences, rows, max_steps))
+
+    def copy_page(self, group: int, source: int, destination: int) -> None:
+        """Copies one KV page."""
+        self._model.copy_page(group, source, destination)
+
+    def logits(self, out: memoryview[float]) -> None:
+        """Logits of the last step's rows: float32 [rows * vocab_size]."""
+        self._model.logits(out)
+
+    def kv_page_bytes(self) -> int:
+        """Bytes of one page in every cache group together."""
+        return sum(int(self._model.kv_page_bytes(group)) for group in range(len(self.groups)))

@@ -1,0 +1,135 @@
+"""Writing an artifact: weights.bin tensor by tensor, then the small files, then the manifest, then
+the rename.
+
+Owns: the order of bytes in weights.bin (64-byte aligned tensors) and the promise that an artifact
+appears whole or not at all. Knows nothing of what the tensors mean. The schema that it fills is
+artifact.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+import xxhash
+
+from subsecond.errors import InputError, ModelError
+from subsecond.formats import artifact, atomic, cache
+from subsecond.formats.artifact import File, Manifest, Source, Tensor, WeightFormat
+from subsecond.formats.layout import align
+
+_CHUNK_BYTES = 8 << 20
+
+
+@contextmanager
+def writing(target: Path, weights: WeightFormat, source: Source) -> Iterator[Writer]:
+    """A Writer whose artifact takes the name `target` when the block ends without an error.
+
+    An artifact that stands there is replaced in one step and stays intact until then; anything else
+    that stands there (a file, a folder that is not empty) is refused. Raises InputError for that
+    and when the disk refuses (full, ...).
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError(f"{target} exists and is not an artifact folder; choose another output")
+    if target.is_dir() and any(target.iterdir()) and not artifact.is_artifact(target):
+        raise InputError(f"{target} is a folder with other files in it; choose another output")
+    try:
+        with atomic.replacing(target) as folder:
+            writer = Writer(folder, weights, source)
+            try:
+                yield writer
+                writer.finish()
+            finally:
+                writer.close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write the artifact {target}: {error.strerror or error}; free space or choose "
+            "another folder"
+        ) from error
+    for name, entry in writer.files.items():
+        cache.remember_verified(target / name, entry.sha256)
+
+
+class Writer:
+    """Takes tensors in the order of the file, then the other files; `folder` is where they lie
+    until the rename."""
+
+    def __init__(self, folder: Path, weights: WeightFormat, source: Source) -> None:
+        self.folder = folder
+        self.source = source
+        self._weights = weights
+        self._file: BinaryIO = (folder / artifact.WEIGHTS).open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._offset = 0
+        self.tensors: list[Tensor] = []
+        self.files: dict[str, File] = {}
+
+    def add_vector(self, name: str, n: int, data: memoryview) -> None:
+        """An f32 vector [n], as its bytes."""
+        self._add("vector", name, "f32", (n, 0), data)
+
+    def add_matrix(self, name: str, format: WeightFormat, n: int, k: int, data: memoryview) -> None:
+        """A packed matrix [n, k], as its bytes."""
+        self._add("matrix", name, format, (n, k), data)
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """One of the small files; a second one of the same name replaces the first."""
+        with (self.folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = File(len(data), hashlib.sha256(data).hexdigest())
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of weights.bin as written so far."""
+        return self._hash.hexdigest()
+
+    def finish(self) -> None:
+        """Writes the manifest, checked as a reader would check it; the folder is a whole artifact
+        from then on."""
+        os.fsync(self._file.fileno())
+        self.files[artifact.WEIGHTS] = File(self._offset, self._hash.hexdigest())
+        manifest = Manifest(
+            artifact.FORMAT_VERSION, self._weights, self.source, self.tensors, self.files
+        )
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        artifact.decode_manifest(data, artifact.MANIFEST)
+        with (self.folder / artifact.MANIFEST).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(
+        self,
+        kind: Literal["matrix", "vector"],
+        name: str,
+        format: WeightFormat,
+        shape: tuple[int, int],
+        data: memoryview,
+    ) -> None:
+        n, k = shape
+        data = data.cast("B")
+        self._write(memoryview(bytes(align(self._offset) - self._offset)))
+        tensor = Tensor(
+            name, kind, format, n, k, self._offset, data.nbytes, xxhash.xxh3_64_hexdigest(data)
+        )
+        if tensor.size != tensor.bytes_wanted():
+            raise ModelError(
+                f"tensor {name!r} [{n}, {k}] {format} was packed into {tensor.size} bytes"
+            )
+        self._write(data)
+        self.tensors.append(tensor)
+
+    def _write(self, data: memoryview) -> None:
+        self._hash.update(data)
+        self._offset += data.nbytes
+        while data.nbytes:
+            data = data[self._file.write(data[:_CHUNK_BYTES]) :]

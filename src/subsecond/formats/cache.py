@@ -1,0 +1,105 @@
+"""Subsecond's own folder on this machine: fetched files, converted models, locks, and which files
+were verified.
+
+Owns: its place ($SUBSECOND_HOME, else subsecond/ in the XDG cache directory), the lock that lets
+one process at a time make a thing, and the memory of SHA-256 sums by file identity. Knows nothing
+of what is fetched or converted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from subsecond.errors import InputError
+
+
+def home() -> Path:
+    """The cache folder; it need not exist yet. Raises InputError for a relative $SUBSECOND_HOME."""
+    if value := os.environ.get("SUBSECOND_HOME"):
+        path = Path(value).expanduser()
+        if not path.is_absolute():
+            raise InputError(f"SUBSECOND_HOME must be an absolute path, not {value!r}")
+        return path
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative value is to be ignored.
+    try:
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "subsecond"
+    except RuntimeError:
+        raise InputError("there is no home directory; set SUBSECOND_HOME to a folder") from None
+
+
+def folder(name: str) -> Path:
+    """A subfolder of the cache, made if need be. Raises InputError where it cannot be written."""
+    path = home() / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the cache folder {path}: {error.strerror}; set SUBSECOND_HOME to a "
+            "writable folder"
+        ) from None
+    return path
+
+
+@contextmanager
+def locked(key: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the machine-wide lock of `key`; it ends with the process, however that ends.
+
+    A second process waits, after a call of `waiting`.
+    """
+    import hashlib
+
+    path = folder("locks") / hashlib.sha256(key.encode()).hexdigest()[:32]
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _cannot_lock(path, error) from None
+    try:
+        _lock(path, descriptor, waiting)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int, waiting: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is not None:
+            waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _cannot_lock(path, error) from None
+
+
+def _cannot_lock(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot lock {path}: {error.strerror}; set SUBSECOND_HOME to a writable folder on a "
+        f"local disk"
+    )
+
+
+def is_verified(path: Path, sha256: str) -> bool:
+    """Whether this very file (device, inode, size, modification time) was found to have this
+    SHA-256 before."""
+    try:
+        return (home() / "verified" / _identity(path)).read_text() == sha256
+    except (OSError, ValueError, InputError):
+        return False
+
+
+def remember_verified(path: Path, sha256: str) -> None:
+    """Records that the file has this SHA-256. Failing to record only costs time later."""
+    from subsecond.formats import atomic
+
+    with suppress(OSError, InputError):
+        atomic.write_file(folder("verified") / _identity(path), sha256.encode())
+
+
+def _identity(path: Path) -> str:
+    info = path.stat()
+    return f"{info.st_dev:x}-{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}"

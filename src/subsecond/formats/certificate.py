@@ -1,0 +1,77 @@
+"""Certificates: what is known about an artifact's faithfulness to its source, in a schema that
+serving can read.
+
+Owns: the schema and its JSON form. Kind `converted` (written by convert) holds hashes, canaries and
+the difference of logits against the source, and claims nothing about accuracy. Knows nothing of how
+the figures are computed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from subsecond.errors import ModelError
+
+VERSION = 1
+
+
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fixed prompt and the greedy continuation that the artifact gave on the named executor."""
+
+    prompt: list[int]
+    answer: list[int]
+    executor: str
+
+
+class LogitsDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far the artifact's logits lie from the source's, both in float32 by the NumPy
+    interpreter.
+
+    `exact`: every stored value equals the source's, so the difference is zero by construction and
+    was not computed.
+    `measured`: largest absolute difference over `tokens` positions, and the standard deviation of
+    the source's logits.
+    `none`: not computed; `reason` says why.
+    """
+
+    kind: Literal["exact", "measured", "none"]
+    tokens: int = 0
+    max_abs: float = 0.0
+    source_deviation: float = 0.0
+    reason: str = ""
+
+
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What convert knows. `tensors_exact` of `tensors` tensors hold the source's values
+    unchanged."""
+
+    version: int
+    kind: Literal["converted"]
+    weights_sha256: str
+    program_sha256: str
+    tokenizer_sha256: str
+    source_files: dict[str, str]
+    tensors: int
+    tensors_exact: int
+    logits: LogitsDifference
+    canaries: list[Canary]
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def decode(data: bytes) -> Certificate:
+    """Reads a certificate strictly. Raises ModelError for anything else."""
+    try:
+        certificate = msgspec.json.decode(data, type=Certificate)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(
+            f"certificate.json is not a valid certificate: {error}; convert the model again"
+        ) from None
+    if certificate.version != VERSION:
+        raise ModelError(
+            f"certificate version {certificate.version} is not read; convert the model again"
+        )
+    return certificate

@@ -1,0 +1,256 @@
+"""convert: a checkpoint becomes an artifact, one tensor at a time.
+
+Owns: the choice of the stored format of each matrix, taking exact grids over, the refusal of NaN
+and infinity, and the order of the steps. Knows nothing of checkpoint file formats, of families or
+of the packed layout's bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond.errors import InputError, ModelError, UnsupportedError
+from subsecond.formats import artifact, artifact_write, certificate, text_settings
+from subsecond.formats.artifact import WeightFormat
+from subsecond.formats.artifact_write import Writer
+from subsecond.formats.certificate import Canary, Certificate, LogitsDifference
+from subsecond.formats.checkpoint import Checkpoint
+from subsecond.formats.compare import StoredTensors, compare
+from subsecond.formats.grid import find_grid
+from subsecond.formats.pack import Grid, pack_float, pack_grid, to_bf16
+from subsecond.formats.progress import Progress
+from subsecond.formats.quantize import quantize
+from subsecond.models import Built, Recipe, build
+from subsecond.program.program import TensorSpec
+from subsecond.program.rewrites import fuse
+from subsecond.text import gguf_tokenizer
+
+# Gets the folder of a complete artifact whose certificate has no canaries yet.
+CanaryHook = Callable[[Path], list[Canary]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The artifact that was written, and what the user should know about it."""
+
+    path: Path
+    warnings: list[str]
+    tensors: int
+    tensors_exact: int
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], *, name: str = "", revision: str = ""
+) -> Checkpoint:
+    """Opens a Hugging Face folder or a GGUF file. Raises ModelError for anything else."""
+    path = Path(path)
+    if path.is_dir():
+        from subsecond.formats.safetensors_in import SafetensorsCheckpoint
+
+        return SafetensorsCheckpoint(path, name=name, revision=revision)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise UnsupportedError(
+            f"{path}: pickled weights can run code and are not read; get safetensors or a GGUF file"
+        )
+    if path.suffix == ".safetensors":
+        raise ModelError(f"{path}: is one file of a model; give its folder, with config.json")
+    from subsecond.formats.gguf_in import GgufCheckpoint
+
+    return GgufCheckpoint(path, name=name, revision=revision)
+
+
+def convert(
+    source: str | os.PathLike[str] | Checkpoint,
+    out: str | os.PathLike[str],
+    weights: WeightFormat = "int4",
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+    canaries: CanaryHook | None = None,
+) -> Conversion:
+    """Writes the artifact folder `out` from a model that `locate` knows by name (folder, GGUF file,
+    alias, hub id) or from an open Checkpoint.
+
+    weights: `int4` (group 32; embedding and output int8), `int8`, `bf16` or `f32`. A matrix that
+    lies on an int4 or int8 grid already is taken over exactly by either of these two. strict: an
+    unknown config key or tensor is an error. Peak memory is about the largest tensor in float32 and
+    its packed form. An artifact that stands at `out` is replaced in one step at the end. Raises
+    ModelError for a damaged or unsupported model, InputError for an output that cannot be written.
+    """
+    if weights not in get_args(WeightFormat):
+        raise InputError(
+            f"weights must be one of {', '.join(get_args(WeightFormat))}, not {weights!r}"
+        )
+    if isinstance(source, (str, os.PathLike)):
+        from subsecond.formats.locate import open_source
+
+        checkpoint = open_source(source, progress)
+    else:
+        checkpoint = source
+    try:
+        return _convert(
+            checkpoint, Path(out), weights, strict=strict, report=progress, hook=canaries
+        )
+    finally:
+        if checkpoint is not source:
+            checkpoint.close()
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    out: Path,
+    weights: WeightFormat,
+    *,
+    strict: bool,
+    report: Progress | None,
+    hook: CanaryHook | None,
+) -> Conversion:
+    built = build(checkpoint.config, checkpoint.shapes, strict)
+    texts = checkpoint.texts
+    tokenizer = (
+        gguf_tokenizer.build(texts.gguf or {})
+        if texts.tokenizer_json is None
+        else texts.tokenizer_json
+    )
+    settings = text_settings.gather(texts, tokenizer, checkpoint.config, built.program.vocab_size)
+    program = fuse(built.program)
+    with artifact_write.writing(out, weights, checkpoint.source()) as writer:
+        exact = _write_tensors(checkpoint, built, weights, writer, report)
+        total = len(built.program.tensors)
+        writer.add_file(artifact.PROGRAM, program.to_json())
+        writer.add_file(artifact.TOKENIZER, tokenizer)
+        writer.add_file(artifact.TEXT, settings.to_json())
+        record = Certificate(
+            version=certificate.VERSION,
+            kind="converted",
+            weights_sha256=writer.weights_sha256(),
+            program_sha256=writer.files[artifact.PROGRAM].sha256,
+            tokenizer_sha256=writer.files[artifact.TOKENIZER].sha256,
+            source_files=writer.source.files,
+            tensors=total,
+            tensors_exact=exact,
+            logits=_logits_difference(checkpoint, built, writer, exact == total),
+            canaries=[],
+        )
+        writer.add_file(artifact.CERTIFICATE, record.to_json())
+        if hook is not None:
+            writer.finish()
+            record = msgspec.structs.replace(record, canaries=hook(writer.folder))
+            writer.add_file(artifact.CERTIFICATE, record.to_json())
+    return Conversion(out, built.warnings, total, exact)
+
+
+def _write_tensors(
+    checkpoint: Checkpoint,
+    built: Built,
+    weights: WeightFormat,
+    writer: Writer,
+    progress: Progress | None,
+) -> int:
+    """Writes every tensor of the program; returns how many hold the source's values unchanged."""
+    exact = 0
+    specs = built.program.tensors
+    for done, spec in enumerate(specs):
+        if progress is not None:
+            progress("converting", done, len(specs), "tensors")
+        recipe = built.recipes[spec.name]
+        if spec.kind == "vector":
+            values = _values(checkpoint, recipe, spec)
+            writer.add_vector(spec.name, spec.n, np.ascontiguousarray(values, "<f4").data)
+            exact += 1
+            continue
+        format, packed, unchanged = _matrix(checkpoint, recipe, spec, weights)
+        writer.add_matrix(spec.name, format, spec.n, spec.k, packed.data)
+        exact += unchanged
+    if progress is not None:
+        progress("converting", len(specs), len(specs), "tensors")
+    return exact
+
+
+def _matrix(
+    checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec, weights: WeightFormat
+) -> tuple[WeightFormat, NDArray[np.uint8], bool]:
+    """Format, packed bytes, and whether the values are the source's own."""
+    if weights in ("int4", "int8"):
+        grid = _stored_grid(checkpoint, recipe, spec)
+        if grid is not None:
+            return _integer(grid.format), pack_grid(grid), True
+    values = _values(checkpoint, recipe, spec)
+    if weights == "f32":
+        return "f32", pack_float(values, "f32"), True
+    if weights == "bf16":
+        unchanged = np.array_equal(
+            to_bf16(values).astype(np.uint32) << np.uint32(16), values.view(np.uint32)
+        )
+        return "bf16", pack_float(values, "bf16"), unchanged
+    grid = find_grid(values)
+    if grid is not None:
+        return _integer(grid.format), pack_grid(grid), True
+    # The embedding and the output matrix feel rounding most, and an int4 table saves little of a
+    # large model.
+    chosen = "int4" if weights == "int4" and spec.role == "linear" else "int8"
+    return _integer(chosen), pack_grid(quantize(values, chosen, recipe.source or spec.name)), False
+
+
+def _integer(format: str) -> WeightFormat:
+    return "int4" if format == "int4" else "int8"
+
+
+def _stored_grid(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Grid | None:
+    """The grid that the checkpoint stores the tensor on, if its recipe only chooses rows."""
+    if recipe.source is None or recipe.add:
+        return None
+    grid = checkpoint.grid(recipe.source, transposed=recipe.transpose)
+    if grid is None:
+        return None
+    if recipe.rows is not None:
+        grid = grid.rows(np.array(recipe.rows.indices(), np.intp))
+    if grid.shape != spec.shape:
+        raise ModelError(
+            f"tensor {recipe.source!r} has shape {list(grid.shape)}, not {list(spec.shape)}"
+        )
+    if not grid.finite():
+        raise ModelError(
+            f"tensor {recipe.source!r} has scales that are NaN or infinite; the checkpoint is "
+            "damaged"
+        )
+    return grid
+
+
+def _values(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> NDArray[np.float32]:
+    """The tensor as float32, finite."""
+    source = {} if recipe.source is None else {recipe.source: checkpoint.read(recipe.source)}
+    values = recipe.apply(source)
+    if values.shape != spec.shape:
+        raise ModelError(
+            f"tensor {spec.name!r} came out as {list(values.shape)}, not {list(spec.shape)}"
+        )
+    # The smallest and the largest value are NaN where any value is.
+    if not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise ModelError(
+            f"tensor {recipe.source or spec.name!r} has values that are NaN or infinite; refused"
+        )
+    return values
+
+
+def _logits_difference(
+    checkpoint: Checkpoint, built: Built, writer: Writer, exact: bool
+) -> LogitsDifference:
+    if exact:
+        return LogitsDifference("exact")
+    specs = {spec.name: spec for spec in built.program.tensors}
+    with artifact.mapped(writer.folder / artifact.WEIGHTS) as data:
+        stored = StoredTensors(data, writer.tensors)
+        return compare(
+            built.program,
+            lambda name: _values(checkpoint, built.recipes[name], specs[name]),
+            stored.read,
+        )

@@ -1,0 +1,130 @@
+"""Files of an untrusted folder: found by name inside it, opened as regular files only, read within
+bounds.
+
+Owns: the checks that keep a model folder from reaching outside itself (`../`, absolute names,
+symlinks, FIFOs), bounded reads of JSON, hashes of files. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from subsecond.errors import ModelError
+
+LIMIT_JSON_BYTES = 64 << 20
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def root_of(folder: Path) -> Path:
+    """The directory that files of `folder` may resolve into: the folder, or its Hugging Face cache
+    repository.
+
+    The hub's cache keeps snapshots/<commit>/<file> as symlinks into blobs/ beside snapshots/.
+    """
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir():
+        return folder.parent.parent
+    return folder
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file `name` of `folder`. Raises ModelError where the name or a symlink leads
+    outside."""
+    if (
+        not name
+        or "\0" in name
+        or "\\" in name
+        or Path(name).is_absolute()
+        or ".." in Path(name).parts
+    ):
+        raise ModelError(f"file name {name!r} leads outside the model folder; it is refused")
+    path = folder / name
+    with suppress(OSError, RuntimeError):  # a loop of symlinks: open_regular reports it
+        if not path.resolve().is_relative_to(root_of(folder)):
+            raise ModelError(
+                f"{name!r} is a symbolic link that leads outside the model folder; it is refused"
+            )
+    return path
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens an ordinary file for reading. Raises ModelError for anything else (missing, folder,
+    FIFO, device)."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer before its kind can be looked
+        # at.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelError(f"{path}: not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit: int = LIMIT_JSON_BYTES) -> bytes:
+    """A whole small file. Raises ModelError when it is larger than `limit` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ModelError(f"{path}: {size} bytes are more than the limit of {limit}")
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise ModelError(f"{path}: grows while it is read")
+    return data
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """Strict UTF-8 JSON; a key that appears twice in one object is refused. Raises ModelError
+    naming `what`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            raise ValueError("a key appears twice in one object")
+        return out
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+        if _SURROGATE.search(data):  # a pair is one character, a lone half is no text at all
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError:
+        raise ModelError(f"{what}: JSON is nested too deeply") from None
+    except (
+        ValueError
+    ) as error:  # includes JSONDecodeError, UnicodeDecodeError and over-long integers
+        raise ModelError(f"{what}: not valid JSON: {str(error)[:200]}") from None
+
+
+def read_json_object(path: Path, limit: int = LIMIT_JSON_BYTES) -> dict[str, Any]:
+    """A JSON file whose top level is an object."""
+    value = parse_json(read_bytes(path, limit), str(path))
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def printable(name: str) -> str:
+    """A file's name as text that UTF-8 can hold: bytes that are not UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    import hashlib  # loads OpenSSL: only for files that are not known yet
+
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

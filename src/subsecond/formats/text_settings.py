@@ -1,0 +1,204 @@
+"""text.json: what generation needs besides the tokenizer (chat template, special tokens, stop ids,
+sampling defaults).
+
+Owns: the schema that serving reads, and how it is gathered from a Hugging Face folder's configs or
+from GGUF metadata. Knows nothing of how templates are rendered or text is tokenized. Does not
+import NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from subsecond.errors import ModelError
+from subsecond.formats import files
+from subsecond.formats.checkpoint import Texts
+
+VERSION = 1
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
+_GGUF_SPECIAL = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# A GGUF file names one end token, but chat models end a turn with another: control tokens with
+# these spellings stop too.
+_END_OF_TURN = frozenset(
+    [
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|end|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<end_of_turn>",
+        "<|end_of_turn|>",
+        "<EOT>",
+        "<|eom_id|>",
+    ]
+)
+_GGUF_CONTROL = 3
+
+
+class TextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`special_tokens`: name in templates -> spelling. `stop_ids`: ids that end an answer.
+    `generation`: defaults of
+    sampling as the model's authors published them (numbers by name; `do_sample` false means
+    greedy)."""
+
+    version: int
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    stop_ids: list[int]
+    generation: dict[str, float | int | bool]
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def decode(data: bytes) -> TextSettings:
+    """Reads text.json strictly. Raises ModelError for anything else."""
+    try:
+        settings = msgspec.json.decode(data, type=TextSettings)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(f"text.json is not valid: {error}; convert the model again") from None
+    if settings.version != VERSION:
+        raise ModelError(
+            f"text.json version {settings.version} is not read; convert the model again"
+        )
+    return settings
+
+
+def gather(
+    texts: Texts, tokenizer_json: bytes, config: Mapping[str, Any], vocab_size: int
+) -> TextSettings:
+    """The settings of a checkpoint. Raises ModelError where tokenizer, ids and `vocab_size`
+    contradict each other."""
+    ids = _ids(tokenizer_json)
+    if ids and max(ids.values()) >= vocab_size:
+        token = max(ids, key=ids.__getitem__)
+        raise ModelError(
+            f"tokenizer.json: token {token!r} has the id {ids[token]}, but the embedding has "
+            f"{vocab_size} rows; "
+            "this tokenizer belongs to another model"
+        )
+    if texts.gguf is not None:
+        special, stop = _from_gguf(texts.gguf)
+    else:
+        special = {
+            n: t for n in _SPECIAL if (t := _spelling(texts.tokenizer_config.get(n), n)) is not None
+        }
+        stop = _from_configs(texts, config)
+        if (end := special.get("eos_token")) in ids:
+            stop.append(ids[end])
+    for token_id in stop:
+        if not 0 <= token_id < vocab_size:
+            raise ModelError(
+                f"end-of-sequence id {token_id} is outside the vocabulary of {vocab_size}"
+            )
+    return TextSettings(
+        VERSION, texts.chat_template, special, sorted(set(stop)), _defaults(texts.generation_config)
+    )
+
+
+def _ids(tokenizer_json: bytes) -> dict[str, int]:
+    """Token -> id of a tokenizer.json: its model's vocabulary (a map, or Unigram's list) and the
+    added tokens."""
+    tokenizer = files.parse_json(tokenizer_json, "tokenizer.json")
+    model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        ids = dict(vocabulary)
+    elif isinstance(vocabulary, list) and all(isinstance(v, list) and v for v in vocabulary):
+        ids = {str(entry[0]): index for index, entry in enumerate(vocabulary)}
+    else:
+        raise ModelError(
+            "tokenizer.json: model.vocab is missing; the file is damaged or not a tokenizer"
+        )
+    for token in tokenizer.get("added_tokens") or []:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise ModelError("tokenizer.json: added_tokens must be objects with content and id")
+        ids[token["content"]] = token.get("id")
+    if not all(type(v) is int and v >= 0 for v in ids.values()):
+        raise ModelError("tokenizer.json: every token id must be an integer from 0")
+    return ids
+
+
+def _spelling(value: object, name: str) -> str | None:
+    """A special token of tokenizer_config.json: a string, or an object with its content."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise ModelError(f"tokenizer_config.json: {name} must be a string")
+    return value
+
+
+def _from_configs(texts: Texts, config: Mapping[str, Any]) -> list[int]:
+    stop: list[int] = []
+    for what, value in (
+        ("generation_config.json", texts.generation_config.get("eos_token_id")),
+        ("config.json", config.get("eos_token_id")),
+    ):
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(v) is int for v in values):
+            raise ModelError(f"{what}: eos_token_id must be an integer or a list of integers")
+        stop += values
+    return stop
+
+
+def _from_gguf(metadata: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        raise ModelError(
+            "GGUF metadata tokenizer.ggml.tokens is missing; the file has no tokenizer"
+        )
+
+    def token_id(name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if value is not None and (type(value) is not int or not 0 <= value < len(tokens)):
+            raise ModelError(
+                f"GGUF tokenizer.ggml.{name}_token_id is {value!r}; there are {len(tokens)} tokens"
+            )
+        return value
+
+    special = {
+        name: tokens[i] for name, key in _GGUF_SPECIAL.items() if (i := token_id(key)) is not None
+    }
+    stop = [i for key in ("eos", "eot", "eom") if (i := token_id(key)) is not None]
+    kinds = metadata.get("tokenizer.ggml.token_type")
+    if isinstance(kinds, list) and len(kinds) == len(tokens):
+        stop += [i for i, t in enumerate(tokens) if t in _END_OF_TURN and kinds[i] == _GGUF_CONTROL]
+    return special, stop
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, float | int | bool]:
+    out: dict[str, float | int | bool] = {}
+    for name in _DEFAULTS:
+        value = config.get(name)
+        if value is None:
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            raise ModelError(
+                f"generation_config.json: {name} must be a finite number, not {value!r}"
+            )
+        out[name] = value
+    if isinstance(config.get("do_sample"), bool):
+        out["do_sample"] = config["do_sample"]
+    return out

@@ -1,0 +1,166 @@
+"""A strict reader of a model's configuration (the mapping in a Hugging Face config.json).
+
+Owns: types, bounds, and the account of which keys were used. Every key is honoured, refused by
+name, known to be bookkeeping, or reported. Knows nothing of tensors or programs. `null` is read as
+"not given", as transformers does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from subsecond.errors import ModelError, UnsupportedError
+
+# Keys that do not change the logits of inference: names, training, generation defaults, output
+# switches.
+BOOKKEEPING = frozenset(
+    """
+    _name_or_path _commit_hash _attn_implementation attn_implementation architectures model_type
+    auto_map transformers_version torch_dtype dtype use_cache initializer_range initializer_factor
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id cls_token_id tokenizer_class prefix attention_dropout
+    hidden_dropout resid_pdrop embd_pdrop attn_pdrop embd_pdrop summary_first_dropout
+    classifier_dropout embedding_dropout dropout gradient_checkpointing pretraining_tp
+    output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
+    torchscript use_return_dict problem_type finetuning_task id2label label2id num_labels
+    task_specific_params chunk_size_feed_forward is_encoder_decoder is_decoder tie_encoder_decoder
+    summary_type summary_use_proj summary_activation summary_proj_to_labels max_length min_length
+    do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens remove_invalid_values tf_legacy_loss use_bfloat16 unsloth_fixed
+    unsloth_version n_ctx cache_implementation is_llama_config transformers.js_config _num_labels
+    """.split()  # noqa: SIM905 - a list of ninety quoted words reads worse
+)
+
+_MISSING = object()
+
+
+class ConfigReader:
+    """Reads one mapping; `path` prefixes key names in messages (for nested mappings)."""
+
+    def __init__(self, config: Mapping[str, object], path: str = "") -> None:
+        if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+            raise ModelError(f"config {path or 'file'} must be a JSON object")
+        self._config = config
+        self._path = path
+        self._used: set[str] = set()
+        self._nested: list[ConfigReader] = []
+
+    def has(self, key: str) -> bool:
+        """Whether the key is given and not null; does not count as use."""
+        return self._config.get(key) is not None
+
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 1 << 30
+    ) -> int:
+        """An integer within low..high; without a default the key is required."""
+        value = self._take(key, _MISSING if default is None else default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ModelError(f"config key {self._name(key)} must be an integer, not {value!r}")
+        if not low <= value <= high:
+            raise ModelError(f"config key {self._name(key)} is {value}, outside {low}..{high}")
+        return value
+
+    def number(
+        self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e30
+    ) -> float:
+        """A finite number within low..high; without a default the key is required."""
+        value = self._take(key, _MISSING if default is None else default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ModelError(f"config key {self._name(key)} must be a number, not {value!r}")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ModelError(f"config key {self._name(key)} is {value}, outside {low}..{high}")
+        return float(value)
+
+    def optional_integer(self, key: str, default: int | None) -> int | None:
+        """A positive integer; null is None, and an absent key is `default`."""
+        if key in self._config and self._config[key] is None:
+            self._used.add(key)
+            return None
+        return self.integer(key) if self.has(key) else default
+
+    def optional_number(self, key: str, default: float | None) -> float | None:
+        """A positive number; null is None, and an absent key is `default`."""
+        if key in self._config and self._config[key] is None:
+            self._used.add(key)
+            return None
+        return self.number(key, low=1e-6) if self.has(key) else default
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._take(key, default)
+        if not isinstance(value, bool):
+            raise ModelError(f"config key {self._name(key)} must be true or false, not {value!r}")
+        return value
+
+    def word(self, key: str, default: str | None = None) -> str:
+        value = self._take(key, _MISSING if default is None else default)
+        if not isinstance(value, str):
+            raise ModelError(f"config key {self._name(key)} must be a string, not {value!r}")
+        return value
+
+    def words(self, key: str) -> list[str] | None:
+        """A list of strings, or None where the key is not given."""
+        value = self._take(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+            raise ModelError(f"config key {self._name(key)} must be a list of strings")
+        return list(value)
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """A required list of `count` finite positive numbers."""
+        value = self._take(key, _MISSING)
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+            raise ModelError(f"config key {self._name(key)} must be a list of {count} numbers")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, (int, float)) or not 0 < item < 1e30:
+                raise ModelError(
+                    f"config key {self._name(key)} holds {item!r}, not a positive number"
+                )
+        return [float(item) for item in value]
+
+    def nested(self, key: str) -> ConfigReader | None:
+        """A reader of the object under `key` (unused keys are reported), None if not given."""
+        value = self._take(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ModelError(f"config key {self._name(key)} must be an object, not {value!r}")
+        reader = ConfigReader(value, f"{self._path}{key}.")
+        self._nested.append(reader)
+        return reader
+
+    def only(self, key: str, *allowed: object) -> None:
+        """Refuses any given value of `key` but the allowed ones: it changes the computation."""
+        value = self._take(key, None)
+        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
+            choices = " or ".join(repr(a) for a in allowed) or "absent"
+            raise UnsupportedError(
+                f"config key {self._name(key)} = {value!r} is not supported, only {choices}"
+            )
+
+    def ignore(self, *keys: str) -> None:
+        """Declares keys that this family knows and that do not change its logits."""
+        self._used.update(keys)
+
+    def unused(self) -> list[str]:
+        """Names of the given keys that nobody has used and that are not bookkeeping."""
+        known = self._used | BOOKKEEPING
+        names = [
+            self._name(key) for key in sorted(self._config) if key not in known and self.has(key)
+        ]
+        return names + [name for nested in self._nested for name in nested.unused()]
+
+    def _take(self, key: str, default: object) -> object:
+        self._used.add(key)
+        value = self._config.get(key)
+        if value is None:
+            if default is _MISSING:
+                raise ModelError(f"config key {self._name(key)} is missing")
+            return default
+        return value
+
+    def _name(self, key: str) -> str:
+        return f"{self._path}{key}"

@@ -1,0 +1,1 @@
+"""What users call: LLM (generate, stream, chat, logits) and Chat (several turns)."""

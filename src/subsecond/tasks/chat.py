@@ -1,0 +1,91 @@
+"""Chat: a conversation whose earlier turns are not computed again.
+
+Owns: the messages of one conversation. Does not know: where the pages of earlier turns are (the
+engine keeps them and finds the common beginning by token ids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from subsecond.engine.request import SamplingParams
+from subsecond.errors import TextError
+from subsecond.tasks.completion import Piece
+from subsecond.tasks.generate import LLM
+from subsecond.text.template import check_messages
+
+
+class Chat:
+    """A conversation with a model that has a chat template.
+
+    messages: the turns so far, [{"role": "user", "content": "..."}, ...]; may be read and replaced
+    (`load`). system: the instruction that comes before all turns; None: the template's own.
+    """
+
+    def __init__(
+        self, llm: LLM, *, system: str | None = None, params: SamplingParams | None = None
+    ) -> None:
+        if not llm.has_chat_template:
+            raise TextError(
+                "the model has no chat template; use plain completion (generate, --raw)"
+            )
+        self.messages: list[dict[str, Any]] = []
+        self.system = system
+        self.params = params
+        self._llm = llm
+
+    def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Sends a message; a piece of the answer a token.
+
+        The turn becomes part of the conversation when the answer has begun; an answer that is
+        closed early is kept as far as it came. Raises RequestError, and leaves the conversation as
+        it was, if it no longer fits the context.
+        """
+        turns = [*self.messages, {"role": "user", "content": text}]
+        request = self._llm.request(
+            self._llm.encode_chat(self._with_system(turns)), params or self.params, keep=True
+        )
+        return self._answer(turns, self._llm.stream_request(request))
+
+    def send(self, text: str, params: SamplingParams | None = None) -> str:
+        """Sends a message and returns the whole answer."""
+        return "".join(piece.text for piece in self.stream(text, params))
+
+    def reset(self) -> None:
+        """Forgets all turns; the system message stays."""
+        self.messages = []
+
+    def load(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces the turns; a system message at the beginning becomes `system`. TextError if they
+        are malformed.
+        """
+        check_messages(messages)
+        turns = [dict(message) for message in messages]
+        self.system = None
+        if turns[0]["role"] == "system":
+            content = turns.pop(0).get("content")
+            if not isinstance(content, str):
+                raise TextError("the system message must be a text")
+            self.system = content
+        self.messages = turns
+
+    def saved(self) -> list[dict[str, Any]]:
+        """All messages, the system message first; `load` takes them."""
+        return self._with_system(self.messages)
+
+    def _with_system(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return (
+            turns if self.system is None else [{"role": "system", "content": self.system}, *turns]
+        )
+
+    def _answer(self, turns: list[dict[str, Any]], pieces: Iterator[Piece]) -> Iterator[Piece]:
+        texts: list[str] = []
+        try:
+            for piece in pieces:
+                texts.append(piece.text)
+                yield piece
+        finally:
+            if texts:
+                self.messages = [*turns, {"role": "assistant", "content": "".join(texts)}]
+            getattr(pieces, "close", lambda: None)()

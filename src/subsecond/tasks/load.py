@@ -1,0 +1,150 @@
+"""From a model's name to everything that generating needs, with the slow parts side by side.
+
+Owns: the order of loading, and how large buffers and the KV cache are made. Does not know: what is
+generated.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subsecond.config import ModelOptions
+from subsecond.engine.engine import Engine
+from subsecond.engine.native_runner import NativeRunner, Sizes
+from subsecond.engine.pages import PAGE_POSITIONS, page_count
+from subsecond.errors import InputError
+from subsecond.formats import artifact, text_settings
+from subsecond.formats.locate import locate
+from subsecond.program.program import Program
+from subsecond.runtime import native
+from subsecond.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from subsecond.formats.certificate import Canary
+
+Progress = Callable[[str, int, int, str], None]
+
+STEPS_PER_CALL = 8  # decode steps of one call: few enough that a stream flows
+SCORED_ROWS = 64  # tokens whose logits `LLM.logits` takes out of one step
+KV_SHARE = 4  # the KV cache may take this part of the machine's memory, or one context
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can run. settings: chat template, ids that end a text, suggested sampling."""
+
+    tokenizer: Tokenizer
+    settings: text_settings.TextSettings
+    program: Program
+    engine: Engine
+    executor: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits a token."""
+        return self.program.vocab_size
+
+
+def load(options: ModelOptions, progress: Progress | None = None) -> Loaded:
+    """Fetches and converts the model if need be, checks it, and makes it ready.
+
+    Raises ModelError, FetchError or InputError naming what is wrong.
+    """
+    path = locate(
+        options.model,
+        options.weights,  # type: ignore[arg-type]
+        progress=progress,
+        canaries=_canaries,
+    )
+    opened = artifact.open_artifact(path, check=False)
+    weights = native.Weights(os.fspath(opened.weights_path))
+    # Checksums are compared without the interpreter's lock, the tokenizer is loaded with it.
+    check = _Check(opened, memoryview(weights))
+    check.start()
+    try:
+        tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
+        settings = text_settings.decode(opened.read(artifact.TEXT))
+        program = Program.from_json(opened.read(artifact.PROGRAM))
+    finally:
+        check.finish()
+    context = _context(program, options)
+    kv = options.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
+    sizes = Sizes(
+        max_tokens=options.max_tokens_per_step,
+        max_sequences=options.max_sequences,
+        max_rows=max(options.max_sequences, min(SCORED_ROWS, options.max_tokens_per_step)),
+        max_steps=STEPS_PER_CALL,
+        context=context,
+        pages=_pages(program, kv, context, options.max_sequences),
+    )
+    runner = NativeRunner(
+        program,
+        opened.manifest.tensors,
+        weights,
+        sizes,
+        isa=options.isa,
+        threads=options.threads,
+        kv=kv,
+    )
+    engine = Engine(runner, context=context, steps_per_call=STEPS_PER_CALL)
+    return Loaded(tokenizer, settings, program, engine, f"native {runner.isa}, kv {kv}")
+
+
+def _canaries(folder: Path) -> list[Canary]:
+    from subsecond.tasks.canary import canaries_of  # it uses LLM, which uses this module
+
+    return canaries_of(folder)
+
+
+def _pages(program: Program, kv: str, context: int, sequences: int) -> int:
+    """Pages a cache group: one whole context, or as many as all sequences can use if memory allows.
+
+    Memory is taken from the system when a page is first written, so room that isn't used costs
+    nothing.
+    """
+    layers = [layer for group in program.groups for layer in group.layers]
+    values = 2 * PAGE_POSITIONS * sum(layer.kv_heads * layer.head_dim for layer in layers)
+    page_bytes = max(1, values * {"f32": 4, "bf16": 2, "int8": 1}[kv])
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    one = page_count(context)
+    return max(one, min(one * sequences, memory_bytes // KV_SHARE // page_bytes))
+
+
+class _Check(threading.Thread):
+    """Compares an artifact's checksums; `finish` waits, and raises what was found."""
+
+    def __init__(self, opened: artifact.Artifact, data: memoryview) -> None:
+        super().__init__(name="subsecond-check", daemon=True)
+        self._opened = opened
+        self._data = data
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._opened.check_files()
+            self._opened.check_tensors(self._data)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._data.release()
+
+    def finish(self) -> None:
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _context(program: Program, options: ModelOptions) -> int:
+    if options.context is None:
+        return program.max_positions
+    if options.context > program.max_positions:
+        raise InputError(
+            f"context is {options.context}, more than the {program.max_positions} positions of the "
+            "model"
+        )
+    return options.context

@@ -1,0 +1,251 @@
+"""Token ids from text and bytes from token ids, over the `tokenizers` library.
+
+Owns: the bound on text (in bytes, checked before tokenizing), the rule that a control token's
+spelling inside user text is ordinary text, and the bytes of each token. Does not know: chat
+templates, models, sequences.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from subsecond.errors import ModelError, TextError, UnsupportedError
+
+# The library reads both when it first makes a thread pool: one prompt never pays for a pool of its
+# own threads.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAYON_NUM_THREADS", "1")
+
+MAX_TEXT_BYTES = 1 << 20
+"""Longest text that is tokenized: the library needs about 100 bytes of memory a byte of text."""
+
+SPACE_MARK = "\u2581"  # SentencePiece's visible space
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's table: each of the 256 bytes has one printable character."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if chr(byte) not in table)
+    table.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return table
+
+
+def check_text(text: object, what: str = "text", limit_bytes: int = MAX_TEXT_BYTES) -> str:
+    """`text` as it is, if it is a string of valid Unicode of at most `limit_bytes` bytes of UTF-8.
+
+    Raises TextError that names `what`, the size or the place, and the limit.
+    """
+    if not isinstance(text, str):
+        raise TextError(f"{what} must be a string, not {type(text).__name__}")
+    # A character is at least one byte, so a huge text is refused without being copied.
+    if len(text) > limit_bytes:
+        raise TextError(
+            f"{what} has {len(text):,} characters; at most {limit_bytes:,} bytes are accepted"
+        )
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise TextError(
+            f"{what} is not valid Unicode: lone surrogate U+{code:04X} at character {error.start}; "
+            "remove it or decode the source with errors='replace'"
+        ) from None
+    if size_bytes > limit_bytes:
+        raise TextError(
+            f"{what} has {size_bytes:,} bytes; at most {limit_bytes:,} bytes are accepted"
+        )
+    return text
+
+
+class Tokenizer:
+    """A tokenizer.json. Calls are thread-safe.
+
+    `control_tokens` maps the spelling of every control token (special added token) to its id.
+    """
+
+    def __init__(self, data: bytes | str) -> None:
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self._library: Any = (
+                Library.from_str(data) if isinstance(data, str) else Library.from_buffer(data)
+            )
+        except Exception as error:  # the library raises bare Exception for every damaged file
+            raise ModelError(f"tokenizer.json can't be read: {error}") from None
+        self._library.no_truncation()
+        self._library.no_padding()
+        self._library.encode_special_tokens = True
+        self._lock = threading.Lock()
+        self._added = {
+            int(token_id): token
+            for token_id, token in self._library.get_added_tokens_decoder().items()
+        }
+        self.control_tokens: dict[str, int] = {
+            token.content: token_id for token_id, token in self._added.items() if token.special
+        }
+        self._control_ids = frozenset(self.control_tokens.values())
+        self._byte_level = self._is_byte_level()
+        self._byte_of_character = _byte_of_character()
+        self._bytes_of_token: dict[int, bytes] = {}
+        self._control_pattern: re.Pattern[str] | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer of the file at `path`; ModelError if it is missing or damaged."""
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise ModelError(f"tokenizer can't be read: {path}: {error.strerror}") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return int(self._library.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, control: bool = False, affixes: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        text: at most MAX_TEXT_BYTES bytes of UTF-8, else TextError.
+        control: whether spellings of control tokens become control tokens. Never for text of a
+        user. affixes: whether the tokenizer's own prefix and suffix (beginning of sequence) are
+        added.
+        """
+        check_text(text)
+        with self._lock:
+            if not control:
+                return list(self._library.encode(text, add_special_tokens=affixes).ids)
+            self._library.encode_special_tokens = False
+            try:
+                return list(self._library.encode(text, add_special_tokens=affixes).ids)
+            finally:
+                self._library.encode_special_tokens = True
+
+    def split_control(self, text: str) -> list[str | int]:
+        """Cuts a text at the spellings of control tokens: ordinary texts, and the control tokens'
+        ids.
+
+        A control token takes the white space beside it along if it is declared so.
+        """
+        if self._control_pattern is None:
+            spellings = sorted(self.control_tokens, key=len, reverse=True)
+            self._control_pattern = re.compile("|".join(map(self._control_regex, spellings)))
+        segments: list[str | int] = []
+        place = 0
+        for match in self._control_pattern.finditer(text) if self.control_tokens else ():
+            found = match[0] if match[0] in self.control_tokens else match[0].strip()
+            segments += [text[place : match.start()], self.control_tokens[found]]
+            place = match.end()
+        return [*segments, text[place:]]
+
+    def _control_regex(self, spelling: str) -> str:
+        token = self._added[self.control_tokens[spelling]]
+        left, right = r"\s*" if token.lstrip else "", r"\s*" if token.rstrip else ""
+        return left + re.escape(spelling) + right
+
+    def encode_segments(self, segments: Sequence[str | int]) -> list[int]:
+        """Token ids of ordinary texts (str) between control tokens (int), as if they were one
+        text.
+        """
+        ids: list[int] = []
+        for index, segment in enumerate(segments):
+            if isinstance(segment, int):
+                ids.append(segment)
+            elif index == 0:
+                ids.extend(self.encode(segment, affixes=False))
+            elif segment:
+                check_text(segment)
+                with self._lock, self._inside_text():
+                    ids.extend(self._library.encode(segment, add_special_tokens=False).ids)
+        return ids
+
+    @contextmanager
+    def _inside_text(self) -> Iterator[None]:
+        """Metaspace tokenizers may mark only the first word of a text; a later segment isn't
+        first.
+        """
+        from tokenizers.pre_tokenizers import Metaspace
+
+        pre = self._library.pre_tokenizer
+        if not isinstance(pre, Metaspace) or pre.prepend_scheme != "first":
+            yield
+            return
+        pre.prepend_scheme = "never"
+        try:
+            yield
+        finally:
+            pre.prepend_scheme = "first"
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether the token is a control token, which has no text."""
+        return token_id in self._control_ids
+
+    def token(self, token_id: int) -> str | None:
+        """The token's spelling in the vocabulary; None for an id that the tokenizer doesn't
+        have.
+        """
+        spelling: str | None = self._library.id_to_token(token_id)
+        return spelling
+
+    def token_id(self, spelling: str) -> int | None:
+        """The id of a vocabulary entry, None if there is none."""
+        found: int | None = self._library.token_to_id(spelling)
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token adds to a text; empty for control tokens and unknown ids.
+
+        Models pad their vocabulary, so an id without an entry is not an error.
+        """
+        known = self._bytes_of_token.get(token_id)
+        if known is None:
+            known = self._bytes_of_token[token_id] = self._make_bytes(token_id)
+        return known
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, as a continuation: a leading space is kept. Bad UTF-8 becomes
+        U+FFFD.
+        """
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+
+    def _make_bytes(self, token_id: int) -> bytes:
+        added = self._added.get(token_id)
+        if added is not None:
+            return b"" if added.special else added.content.encode("utf-8")
+        spelling = self.token(token_id)
+        if spelling is None:
+            return b""
+        if self._byte_level:
+            try:
+                return bytes(self._byte_of_character[character] for character in spelling)
+            except KeyError:  # an entry outside the byte alphabet stands for itself
+                return spelling.encode("utf-8")
+        if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
+            try:
+                return bytes([int(spelling[3:5], 16)])
+            except ValueError:
+                pass
+        return spelling.replace(SPACE_MARK, " ").encode("utf-8")
+
+    def _is_byte_level(self) -> bool:
+        """From the decoder: byte-level BPE (GPT-2) or SentencePiece; TextError-free, refusal by
+        name.
+        """
+        decoder = self._library.decoder
+        state = "" if decoder is None else decoder.__getstate__().decode("utf-8")
+        if '"ByteLevel"' in state:
+            return True
+        if '"Metaspace"' in state or '"ByteFallback"' in state or SPACE_MARK in state:
+            return False
+        name = "none" if decoder is None else type(decoder).__name__
+        raise UnsupportedError(
+            f"tokenizer.json: decoder {name} isn't supported; supported: ByteLevel, and "
+            "SentencePiece "
+            "(Metaspace, or Replace with ByteFallback)"
+        )

@@ -1,0 +1,1 @@
+"""Makes tests/ importable (`import tiny`) from the tests of every room."""

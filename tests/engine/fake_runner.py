@@ -1,0 +1,189 @@
+"""A runner whose model is a hash: the next token is a function of all tokens that its KV pages
+really hold.
+
+It reads what a real attention would read, through the page tables, so that a page that is shared
+wrongly, given back too early or not copied changes the answer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Sequence
+
+from subsecond.engine.pages import PAGE_POSITIONS, CacheGroup
+from subsecond.engine.request import Request
+
+POISON = -7777
+
+
+class FakeSampler:
+    """Greedy on the hash, salted with the choice, so that the texts of one request differ."""
+
+    def __init__(self, request: Request, choice: int) -> None:
+        self.request = request
+        self.choice = choice
+        self.generated = 0
+        self.chosen: list[int] = []  # in the last run
+
+    def choose(self, digest: int, vocab_size: int) -> int:
+        token = zlib.crc32(b"%d/%d" % (digest, self.choice)) % vocab_size
+        if self.generated < self.request.params.min_tokens and token in self.request.stop_ids:
+            token = (token + 1) % vocab_size
+        self.generated += 1
+        self.chosen.append(token)
+        return token
+
+    def logprobs(self, step: int) -> tuple[float, list[tuple[int, float]]]:
+        best = [(self.chosen[step], -0.5 - step), (0, -3.0)]
+        return -0.5 - step, best[: self.request.params.logprobs]
+
+
+class FakePlan:
+    def __init__(self, runner: FakeRunner) -> None:
+        def view(size: int) -> memoryview:
+            return memoryview(array("i", [POISON]) * size)
+
+        self.tokens = view(runner.max_tokens)
+        self.sequence_start = view(runner.max_sequences + 1)
+        self.position = view(runner.max_sequences)
+        self.row = view(runner.max_rows)
+        self.sampled = view(runner.max_rows * runner.max_steps)
+        self.finish = view(runner.max_rows)
+        self.samplers: list[FakeSampler | None] = [None] * runner.max_rows
+        self._tables = [
+            view(runner.max_sequences * runner.max_pages_per_sequence) for _ in runner.groups
+        ]
+        self.stopped = False
+
+    def page_table(self, group: int) -> memoryview:
+        return self._tables[group]
+
+    def set_sampler(self, row: int, sampler: FakeSampler | None) -> None:
+        others = (other for index, other in enumerate(self.samplers) if index != row)
+        assert sampler is None or sampler not in others, "one sampler in two rows"
+        self.samplers[row] = sampler
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class FakeRunner:
+    """vocab_size tokens; pages hold token ids instead of keys and values."""
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int = 48,
+        max_sequences: int = 4,
+        max_rows: int = 8,
+        max_steps: int = 8,
+        pages_per_group: int = 24,
+        context: int = 512,
+        vocab_size: int = 97,
+        groups: Sequence[CacheGroup] = (CacheGroup(),),
+    ) -> None:
+        self.max_tokens, self.max_sequences, self.max_rows = max_tokens, max_sequences, max_rows
+        self.max_steps, self.pages_per_group, self.vocab_size = (
+            max_steps,
+            pages_per_group,
+            vocab_size,
+        )
+        self.max_pages_per_sequence = -(-context // PAGE_POSITIONS)
+        self.groups = tuple(groups)
+        self.plan = FakePlan(self)
+        self.stores = [
+            [[POISON] * PAGE_POSITIONS for _ in range(pages_per_group)] for _ in self.groups
+        ]
+        self.calls: list[tuple[int, int, int, int]] = []
+        self.fail_next = False
+        self.faults: dict[int, int] = {}  # row -> planted Plan.finish
+        self._digests: list[int] = []
+
+    def sampler(self, request: Request, choice: int) -> FakeSampler:
+        return FakeSampler(request, choice)
+
+    def copy_page(self, group: int, source: int, destination: int) -> None:
+        self.stores[group][destination] = list(self.stores[group][source])
+
+    def run(self, tokens: int, sequences: int, rows: int, max_steps: int) -> int:
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("planted failure")
+        self.calls.append((tokens, sequences, rows, max_steps))
+        plan = self.plan
+        assert plan.sequence_start[0] == 0 and plan.sequence_start[sequences] == tokens
+        assert max_steps == 1 or tokens == sequences == rows
+        fed = [
+            (s, plan.position[s] + i, plan.tokens[plan.sequence_start[s] + i])
+            for s in range(sequences)
+            for i in range(plan.sequence_start[s + 1] - plan.sequence_start[s])
+        ]
+        running = [True] * rows
+        for step in range(max_steps):
+            digests = [self._store_and_read(*entry) for entry in fed]
+            self._digests = [digests[plan.row[row]] for row in range(rows)]
+            for row, digest in enumerate(self._digests):
+                sampler = plan.samplers[row]
+                token = -1
+                if sampler is not None and row in self.faults:
+                    plan.finish[row], running[row] = self.faults[row], False
+                elif sampler is not None and running[row]:
+                    if step == 0:
+                        sampler.chosen.clear()
+                    token = sampler.choose(digest, self.vocab_size)
+                    running[row] = token not in sampler.request.stop_ids
+                    plan.finish[row] = 0 if running[row] else 1
+                plan.sampled[step * rows + row] = token
+            if step + 1 == max_steps or not any(running):
+                return step + 1
+            fed = [
+                (s, position + 1, plan.sampled[step * rows + s])
+                if running[s]
+                else (s, position, token)
+                for s, position, token in fed
+            ]
+        raise AssertionError("unreachable")
+
+    def logits(self, out: memoryview) -> None:
+        for row, digest in enumerate(self._digests):
+            for token in range(self.vocab_size):
+                out[row * self.vocab_size + token] = float(
+                    zlib.crc32(b"%d:%d" % (digest, token)) % 1000
+                )
+
+    def _store_and_read(self, sequence: int, position: int, token: int) -> int:
+        digest = 0
+        for index, group in enumerate(self.groups):
+            table, base = self.plan.page_table(index), sequence * self.max_pages_per_sequence
+            page = table[base + position // PAGE_POSITIONS]
+            self.stores[index][page][position % PAGE_POSITIONS] = token
+            first = max(0, position - group.window + 1) if group.window else 0
+            seen = [
+                self.stores[index][table[base + p // PAGE_POSITIONS]][p % PAGE_POSITIONS]
+                for p in range(first, position + 1)
+            ]
+            digest = zlib.crc32(repr(seen).encode(), digest)
+        return digest
+
+
+def reference(
+    prompt: Sequence[int],
+    max_tokens: int,
+    *,
+    choice: int = 0,
+    stop_ids: Sequence[int] = (),
+    groups: Sequence[CacheGroup] = (CacheGroup(),),
+    vocab_size: int = 97,
+) -> list[int]:
+    """What the fake model generates, without pages, batches or chunks."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        digest = 0
+        for group in groups:
+            first = max(0, len(tokens) - group.window) if group.window else 0
+            digest = zlib.crc32(repr(tokens[first:]).encode(), digest)
+        tokens.append(zlib.crc32(b"%d/%d" % (digest, choice)) % vocab_size)
+        if tokens[-1] in stop_ids:
+            break
+    return tokens[len(prompt) :]

@@ -1,0 +1,338 @@
+"""The engine on a fake model: every text equals the one computed alone, and the invariants hold
+after every step.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Any
+
+import pytest
+from fake_runner import FakeRunner, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subsecond.engine.engine import Engine
+from subsecond.engine.invariants import check, snapshot
+from subsecond.engine.pages import CacheGroup
+from subsecond.engine.request import Request, SamplingParams
+from subsecond.errors import RequestError, RuntimeFailure
+
+GROUPS = {
+    "full": (CacheGroup(),),
+    "window": (CacheGroup(70),),
+    "both": (CacheGroup(), CacheGroup(70)),
+}
+
+
+def make_request(
+    prompt: list[int],
+    max_tokens: int,
+    *,
+    stop_ids: tuple[int, ...] = (),
+    keep: bool = False,
+    **params: Any,
+) -> Request:
+    return Request(
+        prompt, SamplingParams(**params), max_tokens=max_tokens, stop_ids=stop_ids, keep=keep
+    )
+
+
+def make_prompt(seed: int, length: int) -> list[int]:
+    return [random.Random(seed).randrange(97) for _ in range(length)]
+
+
+def run(engine: Engine) -> None:
+    while not engine.idle:
+        engine.step()
+        assert check(snapshot(engine)) == []
+
+
+def assert_empty(engine: Engine) -> None:
+    engine.forget()
+    for pool in engine.pages.pools:
+        assert len(pool.free) == pool.size and pool.promised == 0
+
+
+def answer(request: Request, choice: int = 0) -> list[int]:
+    return request.sequences[choice].tokens[len(request.prompt) :]
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("length", [1, 47, 48, 63, 64, 65, 130, 300])
+def test_one_text_equals_the_reference(groups: tuple[CacheGroup, ...], length: int) -> None:
+    engine = Engine(FakeRunner(groups=groups), context=512)
+    prompt = make_prompt(length, length)
+    request = make_request(prompt, 90)
+    engine.submit(request)
+    run(engine)
+    assert answer(request) == reference(prompt, 90, groups=groups)
+    assert request.sequences[0].finish_reason == "length"
+    assert_empty(engine)
+
+
+def test_a_stop_token_ends_the_text_and_is_its_last_token() -> None:
+    prompt = make_prompt(3, 20)
+    stop = reference(prompt, 10)[5]
+    engine = Engine(FakeRunner(), context=512)
+    request = make_request(prompt, 50, stop_ids=(stop,))
+    engine.submit(request)
+    run(engine)
+    assert answer(request) == reference(prompt, 50, stop_ids=(stop,))
+    assert answer(request)[-1] == stop
+    assert request.sequences[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("length", [5, 64, 100])
+def test_n_texts_share_the_prompt_and_part_by_copy_on_write(
+    groups: tuple[CacheGroup, ...], length: int
+) -> None:
+    runner = FakeRunner(groups=groups)
+    engine = Engine(runner, context=512)
+    prompt = make_prompt(length, length)
+    request = make_request(prompt, 80, n=3)
+    engine.submit(request)
+    run(engine)
+    for choice in range(3):
+        assert answer(request, choice) == reference(prompt, 80, choice=choice, groups=groups)
+    assert (
+        sum(call[0] for call in runner.calls[: -(-length // 48)]) == length
+    )  # the prompt ran once
+    assert_empty(engine)
+
+
+def test_decoding_alone_takes_several_steps_a_call_and_the_first_token_one() -> None:
+    runner = FakeRunner()
+    engine = Engine(runner, context=512, steps_per_call=8)
+    engine.submit(make_request(make_prompt(1, 10), 18))
+    run(engine)
+    assert [call[3] for call in runner.calls] == [1, 8, 8, 1]
+
+
+def test_a_request_that_waits_for_a_place_limits_calls_to_one_step() -> None:
+    runner = FakeRunner(max_sequences=1)
+    engine = Engine(runner, context=512)
+    first, second = make_request([1, 2], 9), make_request([3], 9)
+    engine.submit(first)
+    engine.submit(second)
+    while not first.finished:
+        engine.step()
+    assert {call[3] for call in runner.calls} == {1}
+    run(engine)
+    assert answer(second) == reference([3], 9)
+
+
+def test_decode_rows_come_before_prompts() -> None:
+    runner = FakeRunner(max_tokens=16)
+    engine = Engine(runner, context=512)
+    short = make_request([5], 30)
+    engine.submit(short)
+    engine.step()
+    long_ = make_request(make_prompt(2, 100), 4)
+    engine.submit(long_)
+    before = short.sequences[0].generated
+    engine.step()
+    assert short.sequences[0].generated == before + 1
+    assert long_.sequences[0].computed == 15
+    run(engine)
+    assert answer(long_) == reference(long_.prompt, 4)
+
+
+def test_few_pages_delay_requests_but_all_finish() -> None:
+    engine = Engine(FakeRunner(pages_per_group=4), context=256)
+    requests = [make_request(make_prompt(i, 40 + 30 * i), 60) for i in range(5)]
+    for request in requests:
+        engine.submit(request)
+    run(engine)
+    for request in requests:
+        assert answer(request) == reference(request.prompt, 60)
+    assert_empty(engine)
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "n", "param"),
+    [
+        (512, 1, 1, "prompt"),
+        (600, 10, 1, "prompt"),
+        (10, 503, 1, "max_tokens"),
+        (10, 10, 5, "n"),
+        (10, 500, 4, "max_tokens"),
+    ],
+)
+def test_what_can_never_run_is_refused_with_the_numbers(
+    length: int, max_tokens: int, n: int, param: str
+) -> None:
+    engine = Engine(FakeRunner(), context=512)
+    with pytest.raises(RequestError, match=r"\d+") as caught:
+        engine.submit(make_request(make_prompt(0, length), max_tokens, n=n))
+    assert caught.value.param == param
+    assert engine.idle
+
+
+def test_a_failed_run_leaves_an_engine_that_can_go_on() -> None:
+    runner = FakeRunner()
+    engine = Engine(runner, context=512)
+    request = make_request(make_prompt(4, 60), 20)
+    engine.submit(request)
+    engine.step()
+    runner.fail_next = True
+    with pytest.raises(RuntimeError, match="planted"):
+        engine.step()
+    assert check(snapshot(engine)) == []
+    other = make_request([7], 5)
+    engine.submit(other)
+    run(engine)
+    assert answer(request) == reference(request.prompt, 20)
+    assert answer(other) == reference([7], 5)
+
+
+@pytest.mark.parametrize(("fault", "error"), [(3, RuntimeFailure), (4, RequestError)])
+def test_a_request_with_broken_logits_fails_alone(fault: int, error: type[Exception]) -> None:
+    runner = FakeRunner()
+    engine = Engine(runner, context=512)
+    healthy, broken = make_request([1], 20), make_request([2], 20, n=2)
+    engine.submit(healthy)
+    engine.submit(broken)
+    engine.step()
+    runner.faults = {1: fault}
+    engine.step()
+    runner.faults = {}
+    assert isinstance(broken.error, error)
+    assert [s.finish_reason for s in broken.sequences] == ["cancelled", "cancelled"]
+    run(engine)
+    assert answer(healthy) == reference([1], 20)
+    assert healthy.error is None
+    assert_empty(engine)
+
+
+def test_logprobs_belong_to_their_tokens() -> None:
+    engine = Engine(FakeRunner(), context=512)
+    requests = [make_request([i], 13, logprobs=i) for i in range(3)]
+    for request in requests:
+        engine.submit(request)
+    run(engine)
+    for request in requests:
+        entries = request.sequences[0].logprobs
+        assert [entry.token_id for entry in entries] == answer(request)
+        assert all(len(entry.top) == min(request.params.logprobs or 0, 2) for entry in entries)
+        assert all(
+            entry.top[0] == (entry.token_id, entry.logprob) for entry in entries if entry.top
+        )
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+def test_a_kept_text_is_not_computed_again(groups: tuple[CacheGroup, ...]) -> None:
+    runner = FakeRunner(groups=groups)
+    engine = Engine(runner, context=512)
+    first = make_request(make_prompt(1, 150), 20, keep=True)
+    engine.submit(first)
+    run(engine)
+    runner.calls.clear()
+    prompt = first.sequences[0].tokens + make_prompt(2, 9)
+    second = make_request(prompt, 20, keep=True)
+    engine.submit(second)
+    engine.step()
+    assert (
+        runner.calls[0][0] == 10
+    )  # the nine new ones, and the last chosen token, which was never computed
+    assert second.cached_tokens == 169
+    run(engine)
+    assert answer(second) == reference(prompt, 20, groups=groups)
+    branch = prompt[:140] + make_prompt(3, 30)  # an earlier turn was edited
+    third = make_request(branch, 20)
+    engine.submit(third)
+    run(engine)
+    assert answer(third) == reference(branch, 20, groups=groups)
+    assert_empty(engine)
+
+
+def test_kept_texts_give_way_to_requests() -> None:
+    engine = Engine(FakeRunner(pages_per_group=4), context=256)
+    engine.submit(make_request(make_prompt(1, 100), 20, keep=True))
+    run(engine)
+    assert len(engine.kept) == 1
+    other = make_request(make_prompt(2, 150), 100)
+    engine.submit(other)
+    run(engine)
+    assert answer(other) == reference(other.prompt, 100)
+    assert engine.kept == []
+
+
+def test_logits_of_every_token_in_chunks() -> None:
+    runner = FakeRunner(groups=GROUPS["both"])
+    engine = Engine(runner, context=512)
+    tokens = make_prompt(9, 150)
+    out = memoryview(array("f", bytes(4 * 150 * 97)))
+    engine.logits(tokens, out)
+    single = memoryview(array("f", bytes(4 * 97)))
+    for length in (1, 8, 9, 150):
+        fresh = Engine(FakeRunner(groups=GROUPS["both"], max_rows=4), context=512)
+        whole = memoryview(array("f", bytes(4 * length * 97)))
+        fresh.logits(tokens[:length], whole)
+        single = whole[(length - 1) * 97 :]
+        assert out[(length - 1) * 97 : length * 97].tolist() == single.tolist()
+    assert_empty(engine)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    groups=st.sampled_from(sorted(GROUPS)),
+    pages=st.integers(6, 20),
+    max_tokens=st.integers(4, 64),
+)
+def test_random_arrivals_and_cancels(
+    data: st.DataObject, groups: str, pages: int, max_tokens: int
+) -> None:
+    runner = FakeRunner(groups=GROUPS[groups], pages_per_group=pages, max_tokens=max_tokens)
+    engine = Engine(runner, context=384, steps_per_call=data.draw(st.integers(1, 8)))
+    requests: list[Request] = []
+    for turn in range(data.draw(st.integers(1, 25))):
+        action = data.draw(
+            st.sampled_from(["submit", "submit", "step", "step", "step", "cancel", "finish"])
+        )
+        if action == "submit":
+            base = make_prompt(data.draw(st.integers(0, 2)), data.draw(st.integers(1, 200)))
+            choices = data.draw(st.sampled_from([1, 1, 2, 3]))
+            request = make_request(
+                base,
+                data.draw(st.integers(1, 80)),
+                n=choices,
+                stop_ids=tuple(data.draw(st.lists(st.integers(0, 96), max_size=2))),
+                keep=choices == 1 and data.draw(st.booleans()),
+            )
+            try:
+                engine.submit(request)
+                requests.append(request)
+            except RequestError:
+                pass
+        elif action == "step":
+            engine.step()
+        elif requests:
+            request = data.draw(st.sampled_from(requests))
+            if action == "cancel":
+                engine.cancel(request)
+            else:
+                for sequence in request.sequences:
+                    if sequence.generated and sequence.finish_reason is None:
+                        engine.finish(sequence, "stop")
+                        break
+        assert check(snapshot(engine)) == [], turn
+    run(engine)
+    for request in requests:
+        assert request.finished
+        for choice, sequence in enumerate(request.sequences):
+            expected = reference(
+                request.prompt,
+                request.max_tokens,
+                choice=choice,
+                stop_ids=request.stop_ids,
+                groups=GROUPS[groups],
+            )
+            got = answer(request, choice)
+            assert got == expected[: len(got)]
+            if sequence.finish_reason == "length":
+                assert got == expected
+    assert_empty(engine)

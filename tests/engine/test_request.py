@@ -1,0 +1,123 @@
+"""Sampling parameters: every bad value is a RequestError that names it, the edges are accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from subsecond.engine.request import Request, SamplingParams, check_token_ids
+from subsecond.errors import RequestError
+
+NAN, INF = float("nan"), float("inf")
+WRONG_TYPES: list[Any] = ["1", [1], {}, object(), b"1", 1j]
+
+# parameter -> (accepted edges, refused beyond them)
+INTEGERS: Mapping[str, tuple[list[Any], list[Any]]] = {
+    "max_tokens": ([None, 1, 2**31 - 1], [0, -1, 2**31, 2**63]),
+    "min_tokens": ([0, 5], [-1, 2**31]),
+    "top_k": ([0, 1, 2**31 - 1], [-1, 2**31]),
+    "seed": ([None, 0, 2**64 - 1], [-1, 2**64]),
+    "logprobs": ([None, 0, 20], [-1, 21]),
+    "n": ([1, 1024], [0, -1, 1025]),
+}
+NUMBERS: Mapping[str, tuple[list[Any], list[Any]]] = {
+    "temperature": ([0, 0.0, 1, 100.0], [-1e-9, 100.1]),
+    "top_p": ([1e-9, 1, 1.0], [0, -0.1, 1.0001]),
+    "min_p": ([0, 1.0], [-0.1, 1.1]),
+    "repetition_penalty": ([0.01, 100], [0, -1, 101]),
+    "presence_penalty": ([-2, 2.0], [-2.1, 2.1]),
+    "frequency_penalty": ([-2, 2.0], [-2.1, 2.1]),
+}
+
+
+def refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+    assert name in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, *NUMBERS])
+def test_edges_are_accepted_and_what_is_beyond_is_refused(name: str) -> None:
+    accepted, beyond = (INTEGERS | NUMBERS)[name]  # type: ignore[operator]
+    for value in accepted:
+        assert getattr(SamplingParams(**{name: value}), name) == value
+    for value in beyond:
+        refused(name, value)
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, *NUMBERS])
+@pytest.mark.parametrize("value", [True, False, NAN, INF, -INF, *WRONG_TYPES], ids=repr)
+def test_wrong_types_bools_and_nan_are_refused(name: str, value: Any) -> None:
+    refused(name, value)
+
+
+def test_integers_must_be_integers() -> None:
+    for name in INTEGERS:
+        refused(name, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop", 1), ("stop", [1]), ("stop", ""), ("stop", [""]), ("stop", None), ("stop", {"a"}),
+        ("stop", ["x"] * 65), ("stop", "x" * 1025), ("stop_token_ids", 5), ("stop_token_ids", [-1]),
+        ("stop_token_ids", [True]), ("stop_token_ids", ["a"]), ("stop_token_ids", [2**31]),
+        ("stop_token_ids", list(range(65))), ("ignore_eos", 1), ("ignore_eos", None),
+        ("ignore_eos", "no"), ("logit_bias", [1]), ("logit_bias", {"1": 1.0}),
+        ("logit_bias", {1: "x"}), ("logit_bias", {1: NAN}),
+        ("logit_bias", {1: 100.1}), ("logit_bias", {-1: 0.0}), ("logit_bias", {True: 0.0}),
+        ("logit_bias", None), ("logit_bias", dict.fromkeys(range(4097), 0.0)),
+    ],
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_bad_stops_and_biases_are_refused(name: str, value: Any) -> None:
+    refused(name, value)
+
+
+def test_min_tokens_may_not_exceed_max_tokens() -> None:
+    with pytest.raises(RequestError, match=r"min_tokens is 5, more than max_tokens \(4\)"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_values_that_cannot_be_printed_are_still_refused_politely() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    refused("n", Rude())
+    refused("top_k", 10**5000)
+    refused("temperature", "x" * 10_000)
+
+
+def test_messages_name_the_range() -> None:
+    with pytest.raises(RequestError, match="top_p must be a number above 0 and at most 1, not 2"):
+        SamplingParams(top_p=2)
+    with pytest.raises(RequestError, match="logprobs must be an integer from 0 to 20, not 21"):
+        SamplingParams(logprobs=21)
+
+
+def test_unknown_parameters_are_an_error() -> None:
+    with pytest.raises(TypeError, match="top_kk"):
+        SamplingParams(top_kk=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("ids", [[], None, "abc", [1.0], [None], [True], [-1], [100], {1}, 5])
+def test_bad_token_ids_are_refused(ids: Any) -> None:
+    with pytest.raises(RequestError):
+        check_token_ids(ids, 100)
+    assert check_token_ids((0, 99), 100) == [0, 99]
+
+
+def test_only_one_text_can_be_kept() -> None:
+    with pytest.raises(RequestError, match="n is 2"):
+        Request([1], SamplingParams(n=2), max_tokens=1, stop_ids=(), keep=True)
+
+
+def test_seeds_that_are_not_given_differ() -> None:
+    seeds = {Request([1], SamplingParams(), max_tokens=1, stop_ids=()).seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert Request([1], SamplingParams(seed=0), max_tokens=1, stop_ids=()).seed == 0

@@ -1,0 +1,301 @@
+"""Configurations and checkpoints that must be refused, reported, or understood in two spellings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subsecond import models
+from subsecond.errors import ModelError, UnsupportedError
+from subsecond.models.config import ConfigReader
+from subsecond.models.recipe import Recipe, RowBlocks
+
+
+def build(family: str = "llama", strict: bool = False, **changes: Any) -> models.Built:
+    config = tiny.config(family, **changes)
+    return models.build(config, tiny.shapes(family, config), strict)
+
+
+def build_with(shapes: dict[str, tuple[int, ...]], **changes: Any) -> models.Built:
+    return models.build(tiny.config("llama", **changes), shapes)
+
+
+def llama_shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
+    return tiny.shapes("llama", tiny.config("llama", **changes))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_tiny_configs_are_understood_completely(family: str) -> None:
+    built = build(family, strict=True)
+    assert built.warnings == []
+    assert set(built.recipes) == {spec.name for spec in built.program.tensors}
+    assert built.program.max_positions == 512
+    for spec in built.program.tensors:
+        recipe = built.recipes[spec.name]
+        assert recipe.source is None or spec.name.startswith(recipe.source)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_unknown_keys_warn_and_strict_refuses(family: str) -> None:
+    built = build(family, attention_flavour="new", torch_dtype="bfloat16", unset=None)
+    assert len(built.warnings) == 1
+    assert "attention_flavour" in built.warnings[0]
+    with pytest.raises(ModelError, match="attention_flavour"):
+        build(family, strict=True, attention_flavour="new")
+
+
+def test_unknown_keys_of_rope_are_reported_by_their_path() -> None:
+    built = build(rope_scaling={"rope_type": "linear", "factor": 2.0, "twist": 1})
+    assert "rope_scaling.twist" in built.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 4.0}}, "longrope"),
+        ("llama", {"hidden_act": "quick_gelu"}, "quick_gelu"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        (
+            "gemma3",
+            {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            "rope_parameters.rope_type",
+        ),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
+        ("llama", {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassification"),
+        ("llama", {"architectures": None, "model_type": "mamba"}, "mamba.*llama"),
+        ("llama", {"architectures": ["LlamaForCausalLM", "X"]}, "several"),
+    ],
+)
+def test_unsupported_options_are_refused_by_name(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        build(family, **changes)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"model_type": "qwen2"}, "contradicts"),
+        ("llama", {"architectures": None, "model_type": None}, "neither"),
+        (
+            "llama",
+            {"architectures": "LlamaForCausalLM", "model_type": 3},
+            "architectures|model_type",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor"),
+        ("llama", {"rope_scaling": "linear"}, "rope_scaling"),
+        ("llama", {"rope_scaling": {}, "rope_parameters": {}}, "both"),
+        ("llama", {"rope_theta": -1.0}, "rope_theta"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta"),
+        ("llama", {"rms_norm_eps": True}, "rms_norm_eps"),
+        ("llama", {"max_position_embeddings": 1 << 40}, "max_position_embeddings"),
+        ("llama", {"attention_bias": 1}, "attention_bias"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window"),
+        ("gpt_neox", {"rotary_pct": 0.2}, "rotary"),
+        ("gemma3", {"rope_parameters": {"full_attention": {}}}, "both"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor",
+        ),
+    ],
+)
+def test_contradictions_are_refused_by_name(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(family, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vocab_size", 321, "embed_tokens"),
+        ("hidden_size", 32, "embed_tokens"),
+        ("intermediate_size", 128, "gate_proj"),
+        ("num_hidden_layers", 1, "layers.1"),
+        ("num_hidden_layers", 3, "layers.2"),
+        ("num_attention_heads", 2, "k_proj"),
+        ("num_key_value_heads", 4, "k_proj"),
+        ("num_key_value_heads", 3, "multiple"),
+        ("head_dim", 32, "q_proj"),
+        ("num_attention_heads", 5, "multiple"),
+        ("num_hidden_layers", 0, "num_hidden_layers"),
+        ("vocab_size", "320", "vocab_size"),
+        ("attention_bias", True, "q_proj.bias"),
+        ("tie_word_embeddings", False, "lm_head"),
+    ],
+)
+def test_weights_that_contradict_the_config_are_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_with(llama_shapes(), **{key: value})
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size"])
+def test_missing_keys_are_named(key: str) -> None:
+    config = tiny.config("llama")
+    del config[key]
+    with pytest.raises(ModelError, match=key):
+        models.build(config, llama_shapes())
+
+
+def test_missing_and_unexpected_tensors_are_named() -> None:
+    shapes = llama_shapes()
+    with pytest.raises(ModelError, match="adapter"):
+        build_with({**shapes, "adapter.weight": (3,)})
+    del shapes["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(ModelError, match="up_proj"):
+        build_with(shapes)
+
+
+def test_known_buffers_and_bare_backbones_are_accepted() -> None:
+    shapes = llama_shapes()
+    shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (8,)
+    assert build_with(shapes).warnings == []
+    bare = {name.removeprefix("model."): shape for name, shape in llama_shapes().items()}
+    built = build_with(bare)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert built.recipes[name].source == name.removeprefix("model.")
+    config = tiny.config("gpt2")
+    gpt2 = tiny.shapes("gpt2", config)
+    old = {name.removeprefix("transformer."): shape for name, shape in gpt2.items()}
+    old["h.0.attn.bias"] = (1, 1, 512, 512)
+    assert models.build(config, old).program == models.build(config, gpt2).program
+
+
+def test_a_tied_copy_of_the_embedding_is_reported() -> None:
+    built = build_with({**llama_shapes(), "lm_head.weight": (320, 64)})
+    assert "lm_head.weight" in built.warnings[0]
+    roles = {spec.name: spec.role for spec in built.program.tensors}
+    assert roles["model.embed_tokens.weight"] == "embedding"
+    assert "lm_head.weight" not in roles
+
+
+def test_longrope_limits_the_context_with_a_warning() -> None:
+    factors = [1.0] * 8
+    scaling = {"type": "longrope", "short_factor": factors, "long_factor": factors}
+    built = build("phi3", rope_scaling=scaling, max_position_embeddings=4096)
+    assert built.program.max_positions == 512
+    assert "512 of 4096" in built.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "new"),
+    [
+        (
+            "llama",
+            {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {
+                "rope_theta": None,
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
+            },
+        ),
+        (
+            "gpt_neox",
+            {"rotary_emb_base": 500, "rotary_pct": 0.5},
+            {
+                "rotary_emb_base": None,
+                "rotary_pct": None,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 500,
+                    "partial_rotary_factor": 0.5,
+                },
+            },
+        ),
+        (
+            "gemma3",
+            {},
+            {
+                "rope_theta": None,
+                "rope_local_base_freq": None,
+                "rope_scaling": None,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+            },
+        ),
+    ],
+)
+def test_old_and_new_spelling_are_the_same_model(
+    family: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    first, second = build(family, strict=True, **old), build(family, strict=True, **new)
+    assert first.program == second.program
+    assert first.recipes == second.recipes
+
+
+def test_recipes_transpose_select_and_add() -> None:
+    source = np.arange(24, dtype=np.float32).reshape(4, 6)
+    blocks = RowBlocks(1, 2, stride=3, count=2)
+    recipe = Recipe("x", (4, 6), transpose=True, rows=blocks, add=0.5)
+    assert (recipe.apply({"x": source}) == source.T[[1, 2, 4, 5]] + 0.5).all()
+    assert Recipe(None, (2,), values=(1.0, 2.0)).apply({}).tolist() == [1.0, 2.0]
+    with pytest.raises(ModelError, match="missing"):
+        recipe.apply({})
+    with pytest.raises(ModelError, match="shape"):
+        recipe.apply({"x": source.T})
+
+
+def test_fused_matrices_are_split_without_gap_or_overlap() -> None:
+    """The parts of a fused matrix use each of its rows once."""
+    for family in ("gpt2", "gpt_neox", "phi3"):
+        rows: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}
+        for recipe in build(family).recipes.values():
+            if recipe.source and recipe.rows:
+                rows.setdefault(recipe.source, []).extend(recipe.rows.indices())
+                sizes[recipe.source] = recipe.shape[1 if recipe.transpose else 0]
+        assert rows
+        for source, used in rows.items():
+            assert sorted(used) == list(range(sizes[source]))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(tiny.FAMILIES), st.data())
+def test_random_configs_never_crash(family: str, data: st.DataObject) -> None:
+    """Any value of any key: a built model, or a ModelError."""
+    config = tiny.config(family)
+    shapes = tiny.shapes(family, config)
+    for _ in range(data.draw(st.integers(1, 3))):
+        config[data.draw(st.sampled_from(sorted(config)))] = data.draw(JSON)
+    try:
+        built = models.build(config, shapes)
+    except ModelError:
+        return
+    assert set(built.recipes) == {spec.name for spec in built.program.tensors}
+
+
+def test_a_config_that_is_no_object_is_refused() -> None:
+    for value in ([], None, "x", {1: 2}):
+        with pytest.raises(ModelError, match="object"):
+            ConfigReader(value)  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""Same bits: what a sequence gets doesn't depend on its batch, its place, chunks of the prompt,
+pages or threads.
+
+The comparison is exact, and has teeth: planted violations, as small as one unit in the last place,
+must be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from subsecond import LLM, SamplingParams
+
+LENGTHS = (1, 7, 64, 65, 130, 3, 200)
+
+
+def prompts_of(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    return [[(31 * i * i + 7 * n) % vocab_size for i in range(1, n + 1)] for n in lengths]
+
+
+def answers(llm: LLM, prompts: list[list[int]]) -> list[str]:
+    """Tokens and log probabilities, bit by bit (repr of a float tells its bits)."""
+    params = SamplingParams(
+        temperature=0.9, top_p=0.95, seed=11, max_tokens=12, logprobs=4, ignore_eos=True
+    )
+    return [repr((c.token_ids, c.logprobs)) for c in llm.generate(prompts, params)]
+
+
+def differences(
+    open_llm: Callable[..., LLM],
+    plant: Callable[[LLM], Any] | None = None,
+    lengths: Sequence[int] = LENGTHS,
+) -> list[str]:
+    """Runs the same prompts in many ways; the names of the ways that differ from running each
+    alone.
+    """
+    found = []
+    with open_llm(threads=1, max_tokens_per_step=512, max_sequences=8) as llm:
+        prompts = prompts_of(llm.vocab_size, lengths)
+        alone = [answers(llm, [prompt])[0] for prompt in prompts]
+        scores = [bytes(llm.logits(prompt)) for prompt in prompts]
+    for name, options, order in (
+        ("batch", {"threads": 2, "max_tokens_per_step": 512, "max_sequences": 8}, 1),
+        ("another order", {"threads": 1, "max_tokens_per_step": 512, "max_sequences": 8}, -1),
+        ("small chunks", {"threads": 2, "max_tokens_per_step": 8, "max_sequences": 3}, 1),
+        ("odd chunks", {"threads": 1, "max_tokens_per_step": 37, "max_sequences": 5}, -1),
+    ):
+        with open_llm(**options) as llm:
+            if plant is not None:
+                plant(llm)
+            if answers(llm, prompts[::order])[::order] != alone:
+                found.append(name)
+            if [bytes(llm.logits(prompt)) for prompt in prompts] != scores:
+                found.append(f"{name}: logits")
+    return found
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8", "f32"])
+def test_the_tiny_model_has_same_bits(tiny_artifact: Path, kv: str) -> None:
+    assert differences(lambda **options: LLM(tiny_artifact, kv=kv, **options)) == []
+
+
+def test_a_model_with_windows_has_same_bits(tiny_window_artifact: Path) -> None:
+    assert differences(lambda **options: LLM(tiny_window_artifact, **options)) == []
+
+
+@pytest.mark.real_model
+def test_the_default_model_has_same_bits(real_artifact: Path) -> None:
+    lengths = (65, 7, 130, 1)
+    ways = differences(lambda **options: LLM(real_artifact, **options), lengths=lengths)
+    assert ways == []
+
+
+def plant_wrong_position(llm: LLM) -> None:
+    """The second sequence of a batch is one position late."""
+    engine = llm._parts.engine
+    place = engine._place
+
+    def wrong(index: int, tokens: list[int], **rest: Any) -> None:
+        place(index, tokens, **rest)
+        if index == 1:
+            engine._position[index] += 1
+
+    engine._place = wrong  # type: ignore[method-assign]
+
+
+def plant_foreign_page(llm: LLM) -> None:
+    """The second sequence reads the first one's oldest page, once it no longer writes there."""
+    engine = llm._parts.engine
+    run = engine.runner.run
+
+    def wrong(tokens: int, sequences: int, rows: int, max_steps: int) -> int:
+        stride = engine.runner.max_pages_per_sequence
+        if sequences > 2 and engine._position[1] >= 64 and engine._position[2] >= 64:
+            engine._tables[0][stride] = engine._tables[0][2 * stride]
+        return run(tokens, sequences, rows, max_steps)
+
+    engine.runner.run = wrong  # type: ignore[method-assign]
+
+
+def plant_last_place(llm: LLM) -> None:
+    """Logits of steps with several rows are off by one unit in the last place of one value."""
+    runner = llm._parts.engine.runner
+    logits = runner.logits
+
+    def wrong(out: memoryview) -> None:
+        logits(out)
+        if len(out) > runner.vocab_size:
+            bits = out.cast("B").cast("I")
+            bits[5] ^= 1
+
+    runner.logits = wrong  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("plant", [plant_wrong_position, plant_foreign_page, plant_last_place])
+def test_planted_violations_are_found(tiny_artifact: Path, plant: Callable[[LLM], None]) -> None:
+    assert differences(lambda **options: LLM(tiny_artifact, **options), plant) != []
+
+
+def test_small_memory_changes_nothing_but_time(tiny_artifact: Path) -> None:
+    """A KV cache for one context: requests wait for each other, and answer as ever."""
+    with LLM(tiny_artifact, threads=1, max_sequences=8) as llm:
+        prompts = prompts_of(llm.vocab_size)
+        expected = answers(llm, prompts)
+        pool = llm._parts.engine.pages.pools[0]
+        kept = pool.free[-8:]  # one context of 512
+        pool.free[:] = kept
+        pool.promised = pool.size - len(kept)
+        assert answers(llm, prompts) == expected
+        assert len(pool.free) == len(kept)

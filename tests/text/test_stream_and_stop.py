@@ -1,0 +1,96 @@
+"""Pieces of text: never half a character, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subsecond.text.stop import StopStrings
+from subsecond.text.stream import Detokenizer
+from subsecond.text.tokenizer import Tokenizer
+
+
+class Bytes:
+    """Token i is byte i."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+@given(st.text(max_size=60))
+def test_pieces_sum_to_the_text_and_never_cut_a_character(text: str) -> None:
+    detokenizer = Detokenizer(Bytes())
+    pieces = [detokenizer.push(byte) for byte in text.encode()]
+    assert "".join(pieces) + detokenizer.flush() == text
+    assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_give_the_text_that_decoding_them_at_once_gives(data: bytes) -> None:
+    detokenizer = Detokenizer(Bytes())
+    assert "".join(map(detokenizer.push, data)) + detokenizer.flush() == data.decode(
+        "utf-8", "replace"
+    )
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
+def test_characters_of_several_tokens_wait(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode("🎉界", affixes=False)
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [piece for piece in map(detokenizer.push, ids) if piece.strip()]
+    assert pieces == ["🎉", "界"]
+    assert detokenizer.flush() == ""
+
+
+def test_an_unfinished_character_is_shown_at_the_end() -> None:
+    detokenizer = Detokenizer(Bytes())
+    assert [detokenizer.push(byte) for byte in "é".encode()[:1]] == [""]
+    assert detokenizer.flush() == "\ufffd"
+
+
+def test_a_stop_string_across_pieces() -> None:
+    stops = StopStrings(["END", "E!"])
+    assert [stops.push(piece) for piece in ["a", "bE", "N", "x", "E", "ND", "more"]] == [
+        "a",
+        "b",
+        "",
+        "ENx",
+        "",
+        "",
+        "",
+    ]
+    assert stops.found == "END"
+
+
+def test_the_earliest_stop_string_wins() -> None:
+    stops = StopStrings(["cd", "b"])
+    assert stops.push("abcd") == "a"
+    assert stops.found == "b"
+
+
+def test_held_text_is_given_back_at_the_end() -> None:
+    stops = StopStrings(["\n\n"])
+    assert stops.push("x\n") == "x"
+    assert stops.flush() == "\n"
+    assert stops.found is None
+
+
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_pieces_cut_anywhere_give_what_the_whole_text_gives(
+    pieces: list[str], stops: list[str]
+) -> None:
+    text = "".join(pieces)
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    state = StopStrings(stops)
+    shown = "".join(state.push(piece) for piece in pieces)
+    assert shown == (text[: min(places)] if places else shown)
+    assert shown + state.flush() == (text[: min(places)] if places else text)
+    assert (state.found is not None) == bool(places)
+    if not places:  # only what may still become a stop string is held
+        held = text[len(shown) :]
+        assert held == "" or any(stop.startswith(held) for stop in stops)

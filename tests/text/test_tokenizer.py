@@ -1,0 +1,145 @@
+"""The tokenizer: bounds, control tokens in user text, bytes of tokens."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from gguf_metadata import byte_level_metadata, sentencepiece_metadata
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subsecond.errors import ModelError, TextError, UnsupportedError
+from subsecond.text import gguf_tokenizer
+from subsecond.text.tokenizer import MAX_TEXT_BYTES, Tokenizer
+
+TEXTS = [
+    "the sky is blue",
+    "  two  spaces\n\n\ttab ",
+    "你好，世界！",
+    "🎉👩‍👩‍👧‍👦 flags 🇩🇪",
+    "def f(x):\n    return x ** 2\n",
+    "\x00\x01\x7f\u2028\ufeff\ufffd",
+    "e\u0301 vs \u00e9, ÅΩ",
+    "don't can't 1234",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_of_tokens_are_the_text(
+    byte_level: Tokenizer, sentencepiece: Tokenizer, text: str
+) -> None:
+    assert byte_level.decode(byte_level.encode(text)) == text
+    assert (
+        sentencepiece.decode(sentencepiece.encode(text)) == " " + text
+    )  # the prefix is kept: a continuation
+
+
+@given(st.text(max_size=80))
+def test_any_text_survives(byte_level: Tokenizer, text: str) -> None:
+    ids = byte_level.encode(text)
+    assert byte_level.decode(ids) == text
+    assert not any(byte_level.is_control(token_id) for token_id in ids)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
+def test_control_spellings_in_text_are_ordinary(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    assert tokenizer.control_tokens
+    for spelling, token_id in tokenizer.control_tokens.items():
+        text = f"the {spelling}{spelling} sky"
+        assert token_id not in tokenizer.encode(text, affixes=False)
+        assert tokenizer.encode(text, control=True).count(token_id) >= 2
+        assert token_id not in tokenizer.encode(text, affixes=False)  # the switch went back
+        assert tokenizer.token_bytes(token_id) == b""
+
+
+def test_segments_equal_the_text_with_its_markers(
+    byte_level: Tokenizer, sentencepiece: Tokenizer
+) -> None:
+    for tokenizer, marker in ((byte_level, "<|user|>"), (sentencepiece, "</s>")):
+        marker_id = tokenizer.control_tokens[marker]
+        whole = tokenizer.encode(
+            f"the sky{marker}\nis blue{marker}the", control=True, affixes=False
+        )
+        cut = tokenizer.encode_segments(["the sky", marker_id, "\nis blue", marker_id, "the"])
+        assert cut == whole
+
+
+def test_control_tokens_that_strip_take_white_space_along() -> None:
+    document = json.loads(gguf_tokenizer.build(byte_level_metadata()))
+    for added in document["added_tokens"]:
+        if added["content"] == "<|user|>":
+            added["rstrip"] = True
+    tokenizer = Tokenizer(json.dumps(document))
+    text = "the <|user|> \n sky<|end|>\n is"
+    user, end = (tokenizer.control_tokens[name] for name in ("<|user|>", "<|end|>"))
+    assert tokenizer.split_control(text) == ["the ", user, "sky", end, "\n is"]
+    whole = tokenizer.encode(text, control=True, affixes=False)
+    assert tokenizer.encode_segments(tokenizer.split_control(text)) == whole
+
+
+def test_metaspace_marks_only_the_first_word_of_segments() -> None:
+    document = json.loads(gguf_tokenizer.build(sentencepiece_metadata()))
+    document["normalizer"] = None
+    document["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False
+    }  # fmt: skip
+    tokenizer = Tokenizer(json.dumps(document))
+    end = tokenizer.control_tokens["</s>"]
+    whole = tokenizer.encode("the</s>the sky", control=True, affixes=False)
+    assert tokenizer.encode_segments(["the", end, "the sky"]) == whole
+    assert tokenizer.encode_segments(["the"]) == tokenizer.encode("the", affixes=False)
+
+
+def test_text_is_bounded_in_bytes_before_it_is_tokenized(byte_level: Tokenizer) -> None:
+    with pytest.raises(TextError, match=r"10,000,000 characters.*1,048,576 bytes"):
+        byte_level.encode("a" * 10_000_000)
+    with pytest.raises(TextError, match=r"bytes; at most"):
+        byte_level.encode("界" * (MAX_TEXT_BYTES // 3 + 1))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ok \udfff ok", "\udcff"])
+def test_lone_surrogates_are_named(byte_level: Tokenizer, text: str) -> None:
+    with pytest.raises(TextError, match=r"lone surrogate U\+D[0-9A-F]{3} at character \d"):
+        byte_level.encode(text)
+
+
+def test_unknown_ids_have_no_text(byte_level: Tokenizer) -> None:
+    assert byte_level.token(10**6) is None
+    assert byte_level.token_bytes(10**6) == b""
+    assert byte_level.decode([byte_level.vocab_size + 5]) == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"model": 1}', b"[" * 5000])
+def test_a_damaged_file_is_a_model_error(data: bytes) -> None:
+    with pytest.raises(ModelError, match="tokenizer"):
+        Tokenizer(data)
+
+
+def test_an_unknown_decoder_is_refused_by_name() -> None:
+    document = json.loads(gguf_tokenizer.build(byte_level_metadata()))
+    document["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    with pytest.raises(UnsupportedError, match="WordPiece"):
+        Tokenizer(json.dumps(document))
+
+
+def test_threads_share_a_tokenizer(byte_level: Tokenizer) -> None:
+    expected = {
+        control: byte_level.encode("the<|user|>sky", control=control) for control in (False, True)
+    }
+    assert expected[False] != expected[True]
+    wrong: list[bool] = []
+
+    def work(control: bool) -> None:
+        for _ in range(200):
+            if byte_level.encode("the<|user|>sky", control=control) != expected[control]:
+                wrong.append(control)
+
+    threads = [threading.Thread(target=work, args=(index % 2 == 0,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
