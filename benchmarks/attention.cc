@@ -1,9 +1,11 @@
 // Attention kernels and sampling on one thread, beside the limits of this machine measured in the same run.
 //
-//   cmake --build BUILD --target subsecond_bench_attention; BUILD/csrc/kernels/subsecond_bench_attention [isa] [seconds]
+//   cmake --build BUILD --target subsecond_bench_attention
+//   BUILD/csrc/kernels/subsecond_bench_attention [isa] [seconds a figure]
 //
 // prefill: 512 causal tokens, GFLOP/s of visible (query, key) pairs beside the processor's multiply rate.
-// decode:  one token against 4,096 positions scattered over a pool larger than the caches, GB/s beside a bare read.
+// decode:  one token against 4,096 positions in neighbouring pages (as a fresh sequence has them) of a pool larger than
+//          the caches, GB/s beside a bare read; scattered: the same with the pages in random order.
 // sample:  microseconds a row of 49,152 logits.
 #include <algorithm>
 #include <chrono>
@@ -144,7 +146,8 @@ void bench_prefill(const KernelTable& table, KvFormat format, const Shape& shape
            pairs * 4 * static_cast<double>(shape.head_dim) / took * 1e-9, "GFLOP/s", peak * 1e-9, "the multiply rate");
 }
 
-void bench_decode(const KernelTable& table, KvFormat format, const Shape& shape, double seconds, double bandwidth) {
+void bench_decode(const KernelTable& table, KvFormat format, const Shape& shape, bool scattered, double seconds,
+                  double bandwidth) {
     constexpr int64_t context = 4096, pool_bytes = 256 << 20;
     std::mt19937 random(2);
     const KvKernel& kernel = table.kv[static_cast<int>(format)];
@@ -154,7 +157,7 @@ void bench_decode(const KernelTable& table, KvFormat format, const Shape& shape,
     for (int64_t b = 1; b < pool; ++b) std::memcpy(blocks.data + b * bytes, blocks.data, static_cast<size_t>(bytes));
     std::vector<int64_t> order(static_cast<size_t>(pool));
     std::iota(order.begin(), order.end(), 0);
-    std::shuffle(order.begin(), order.end(), random);
+    if (scattered) std::shuffle(order.begin(), order.end(), random);
     Rows rows(kernel, shape, shape.group, random);
     std::fill(rows.lo.begin(), rows.lo.end(), 0);
     std::fill(rows.hi.begin(), rows.hi.end(), static_cast<int32_t>(kv_block));
@@ -167,7 +170,7 @@ void bench_decode(const KernelTable& table, KvFormat format, const Shape& shape,
             rows.attend(table, kernel, block, blocks.data + order[next] * bytes, shape.head_dim);
         }
     });
-    report(std::string("decode ") + shape.name + " " + kv_names[static_cast<int>(format)],
+    report(std::string(scattered ? "scattered " : "decode ") + shape.name + " " + kv_names[static_cast<int>(format)],
            static_cast<double>(context / kv_block * bytes) / took * 1e-9, "GB/s", bandwidth * 1e-9, "a bare read");
 }
 
@@ -220,8 +223,10 @@ int main(int argc, char** argv) {
     const double peaks[] = {f32, bf16, int8};
     for (const Shape& shape : shapes)
         for (int f = 0; f < 3; ++f) bench_prefill(*table, static_cast<KvFormat>(f), shape, seconds, peaks[f]);
-    for (const Shape& shape : shapes)
-        for (int f = 0; f < 3; ++f) bench_decode(*table, static_cast<KvFormat>(f), shape, seconds, bandwidth);
+    for (const bool scattered : {false, true})
+        for (const Shape& shape : shapes)
+            for (int f = 0; f < 3; ++f)
+                bench_decode(*table, static_cast<KvFormat>(f), shape, scattered, seconds, bandwidth);
     bench_sampling(*table, seconds);
     std::printf("{\"isa\": \"%s\", \"read_gb_s\": %.2f, \"bf16_gop_s\": %.1f, \"figures\": [\n  %s\n]}\n", table->name,
                 bandwidth * 1e-9, bf16 * 1e-9, json.c_str());

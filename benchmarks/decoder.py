@@ -22,6 +22,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,7 @@ def run_group(run: Run, system: System, group: str, number: int) -> None:
 
 
 def machine_now(run: Run, group: str, number: int) -> Machine | None:
-    """The machine's limits at this moment; None, and one failure recorded, where they cannot be
-    measured.
-    """
+    """The machine's limits at this moment, or None and one failure recorded."""
     if run.failed(LIMITS, group):
         return None
     try:
@@ -162,7 +161,8 @@ def entrants(run: Run, group: str, number: int) -> list[System]:
     return order
 
 
-def run_rounds(run: Run, save: Any) -> None:
+def run_rounds(run: Run, save: Callable[[], None]) -> None:
+    """All rounds; `save` is called after each."""
     for system in run.systems:
         if reason := system.missing():
             run.fail(system.label, "all", 0, reason)
@@ -212,7 +212,7 @@ def result_of(run: Run) -> dict[str, Any]:
 
 
 def machine_of() -> dict[str, Any]:
-    """What may be said of this machine: its processor and systems, no names."""
+    """What a reader of the figures needs to know of the machine."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {

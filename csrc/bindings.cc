@@ -80,7 +80,7 @@ struct PlanObject {
 
 Ints view(std::vector<int32_t>& values, nb::handle owner) { return Ints(values.data(), {values.size()}, owner); }
 
-template <std::vector<int32_t> Plan::*field>
+template <std::vector<int32_t> Plan::* field>
 Ints plan_view(nb::handle_t<PlanObject> self) {
     return view(nb::cast<PlanObject&>(self).plan.*field, self);
 }
@@ -157,10 +157,10 @@ void translate_errors() {
     });
 }
 
-void make_sampler(SamplerObject* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                  float presence_penalty, float frequency_penalty, uint64_t seed, uint32_t choice,
-                  std::vector<std::pair<int32_t, float>> logit_bias, std::vector<int32_t> stop_ids, int32_t min_tokens,
-                  int32_t logprobs) {
+void make_sampler(SamplerObject* self, float temperature, int32_t top_k, float top_p, float min_p,
+                  float repetition_penalty, float presence_penalty, float frequency_penalty, uint64_t seed,
+                  uint32_t choice, std::vector<std::pair<int32_t, float>> logit_bias, std::vector<int32_t> stop_ids,
+                  int32_t min_tokens, int32_t logprobs) {
     SamplerOptions options{.temperature = temperature,
                            .top_k = top_k,
                            .top_p = top_p,
@@ -184,16 +184,18 @@ void make_sampler(SamplerObject* self, float temperature, int32_t top_k, float t
 void bind_sampler(nb::module_& m) {
     const std::vector<std::pair<int32_t, float>> no_bias;
     const std::vector<int32_t> no_ids;
-    nb::class_<SamplerObject>(m, "Sampler", "One request's choice of tokens: parameters, counts of tokens, random numbers.")
+    nb::class_<SamplerObject>(m, "Sampler",
+                              "One request's choice of tokens: parameters, counts of tokens, random numbers.")
         .def("__init__", make_sampler, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f,
-             "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f,
-             "frequency_penalty"_a = 0.0f, "seed"_a = 0, "choice"_a = 0, "logit_bias"_a = no_bias,
-             "stop_ids"_a = no_ids, "min_tokens"_a = 0, "logprobs"_a = -1)
-        .def("observe_prompt",
-             [](SamplerObject& self, const std::vector<int32_t>& tokens) {
-                 self.native.observe_prompt(tokens.data(), static_cast<int64_t>(tokens.size()));
-             },
-             "tokens"_a)
+             "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f,
+             "seed"_a = 0, "choice"_a = 0, "logit_bias"_a = no_bias, "stop_ids"_a = no_ids, "min_tokens"_a = 0,
+             "logprobs"_a = -1)
+        .def(
+            "observe_prompt",
+            [](SamplerObject& self, const std::vector<int32_t>& tokens) {
+                self.native.observe_prompt(tokens.data(), static_cast<int64_t>(tokens.size()));
+            },
+            "tokens"_a)
         .def("logprobs", logprobs, "step"_a)
         .def_prop_ro("accepted", [](const SamplerObject& self) { return self.native.accepted(); });
 }

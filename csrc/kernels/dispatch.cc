@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace subsecond {
@@ -23,6 +25,9 @@ extern const KernelTable table;
 namespace neon {
 extern const KernelTable table;
 }
+namespace neon_dotprod {
+extern const KernelTable table;
+}
 
 const KernelTable* table_generic() { return &generic::table; }
 #if defined(SUBSECOND_HAVE_AVX2)
@@ -35,17 +40,14 @@ const KernelTable* table_avx512() { return &avx512::table; }
 #else
 const KernelTable* table_avx512() { return nullptr; }
 #endif
-#if defined(SUBSECOND_HAVE_NEON)
-const KernelTable* table_neon() { return &neon::table; }
-#else
-const KernelTable* table_neon() { return nullptr; }
-#endif
 
 namespace {
 
 struct Features {
     bool avx2 = false;
     bool avx512 = false;
+    bool neon = false;
+    bool neon_dotprod = false;
 };
 
 #if defined(__x86_64__)
@@ -70,20 +72,42 @@ Features detect() {
     found.avx512 = found.avx2 && zmm_saved && foundation && vnni && bf16;
     return found;
 }
+#elif defined(__aarch64__)
+// Every 64-bit ARM has NEON; its dot products (ARMv8.2) are the system's to tell.
+Features detect() {
+    Features found;
+    found.neon = true;
+#if defined(__ARM_FEATURE_DOTPROD)
+    found.neon_dotprod = true;
+#elif defined(__linux__)
+    constexpr unsigned long hwcap_asimddp = 1ul << 20;
+    found.neon_dotprod = (getauxval(AT_HWCAP) & hwcap_asimddp) != 0;
+#endif
+    return found;
+}
 #else
 Features detect() { return {}; }
 #endif
 
+const Features& features() {
+    static const Features found = detect();
+    return found;
+}
+
 }  // namespace
 
-bool isa_supported(const char* name) {
-    static const Features features = detect();
-    if (std::strcmp(name, "generic") == 0) return true;
-    if (std::strcmp(name, "avx2") == 0) return features.avx2;
-    if (std::strcmp(name, "avx512") == 0) return features.avx512;
-#if defined(__aarch64__)
-    if (std::strcmp(name, "neon") == 0) return true;
+// One name, two builds of the same sources with the same results: the one that this CPU can run.
+#if defined(SUBSECOND_HAVE_NEON)
+const KernelTable* table_neon() { return features().neon_dotprod ? &neon_dotprod::table : &neon::table; }
+#else
+const KernelTable* table_neon() { return nullptr; }
 #endif
+
+bool isa_supported(const char* name) {
+    if (std::strcmp(name, "generic") == 0) return true;
+    if (std::strcmp(name, "avx2") == 0) return features().avx2;
+    if (std::strcmp(name, "avx512") == 0) return features().avx512;
+    if (std::strcmp(name, "neon") == 0) return features().neon;
     return false;
 }
 

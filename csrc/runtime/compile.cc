@@ -15,9 +15,9 @@ const Value& Compiler::output(const OpCall& op, int64_t width, char rows, bool i
     op.need(op.output >= 0 && op.output < static_cast<int64_t>(values.size()), "the output value does not exist");
     Value& value = values[static_cast<size_t>(op.output)];
     op.need(!value.made, "the output value is made twice");
-    op.need(value.width == width && value.rows == rows,
-            "the output value is declared [" + std::string{value.rows} + ", " + std::to_string(value.width) +
-                "], computed [" + std::string{rows} + ", " + std::to_string(width) + "]");
+    op.need(value.width == width && value.rows == rows, "the output value is declared [" + std::string{value.rows} +
+                                                            ", " + std::to_string(value.width) + "], computed [" +
+                                                            std::string{rows} + ", " + std::to_string(width) + "]");
     for (size_t i = 0; i < op.inputs.size(); ++i) {
         const Value& other = input(op, i);
         op.need(other.rows != value.rows || other.offset + other.stride <= value.offset ||

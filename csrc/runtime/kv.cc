@@ -25,7 +25,7 @@ void CacheGroup::allocate(KvFormat format, int64_t page_count) {
         layer_offset.push_back(offset);
         offset += pages * layers[i].kv_heads * block_bytes[i];
     }
-    memory = platform::LazyMemory(static_cast<size_t>(pages * page_bytes));
+    memory = platform::LazyMemory(static_cast<size_t>(pages * page_bytes), true);
 }
 
 void CacheGroup::copy_page(int64_t from, int64_t to) {

@@ -118,7 +118,8 @@ void Model::add_value(int64_t width, const std::string& rows, int64_t offset) {
     if (rows != "T" && rows != "R" && rows != "S") throw ModelFault("unknown kind of rows '" + rows + "'");
     checked("width", width, 1, 1 << 26);
     checked("offset", offset, 0, int64_t{1} << 30);
-    if (offset % tile_channels != 0) throw ModelFault("value offset " + std::to_string(offset) + " is not a multiple of 16");
+    if (offset % tile_channels != 0)
+        throw ModelFault("value offset " + std::to_string(offset) + " is not a multiple of 16");
     Value value;
     value.width = width;
     value.rows = rows[0];
@@ -143,8 +144,8 @@ void Model::finish(int64_t output, const std::string& kv, int64_t pages) {
     for (CacheGroup& group : groups_) group.allocate(format, pages);
     allocate_values();
     stages_.push_back(rope_stage(ropes_));
-    Compiler compiler{kernels_, format, pool_.threads(), max_tokens_, max_sequences_, max_rows_, values_, tensors_,
-                      groups_,  ropes_, panel_,          stages_};
+    Compiler compiler{kernels_, format,   pool_.threads(), max_tokens_, max_sequences_, max_rows_,
+                      values_,  tensors_, groups_,         ropes_,      panel_,         stages_};
     for (const OpCall& op : ops_) compile(compiler, op);
     if (!values_[static_cast<size_t>(output)].made) throw ModelFault("no op makes the output value");
     stages_.push_back(std::make_unique<Sampling>(*this));
@@ -183,7 +184,8 @@ void Model::allocate_scratch() {
     panel_.memory = platform::LazyMemory(static_cast<size_t>(panel_.wanted));
     scratch_ = platform::LazyMemory(static_cast<size_t>(bytes * pool_.threads()));
     workers_.resize(static_cast<size_t>(pool_.threads()));
-    for (size_t i = 0; i < workers_.size(); ++i) workers_[i].scratch = scratch_.data() + static_cast<int64_t>(i) * bytes;
+    for (size_t i = 0; i < workers_.size(); ++i)
+        workers_[i].scratch = scratch_.data() + static_cast<int64_t>(i) * bytes;
     const size_t tokens = static_cast<size_t>(max_tokens_), sequences = static_cast<size_t>(max_sequences_);
     token_.resize(tokens);
     token_position_.resize(tokens);

@@ -1,7 +1,7 @@
 // A model that runs: described op by op, checked and laid out by finish(), then executed plan by plan.
 //
-// Owns: the arena, the KV pools, the stages, the threads. Knows nothing of Python, of files beyond mapped weights, or of
-// requests. After finish() nothing is allocated by a run (samplers with penalties or logprobs excepted).
+// Owns: the arena, the KV pools, the stages, the threads. Knows nothing of Python, of files beyond mapped weights, or
+// of requests. After finish() nothing is allocated by a run (samplers with penalties or logprobs excepted).
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -45,7 +45,7 @@ class Model final : private Job {
     int64_t vocab() const;
     const KernelTable& kernels() const { return kernels_; }
     int64_t rows() const { return step_.rows; }
-    int64_t value_size(int64_t index) const;        // f32 values that the last step made
+    int64_t value_size(int64_t index) const;  // f32 values that the last step made
     void copy_value(int64_t index, float* out) const;
 
   private:
@@ -59,7 +59,7 @@ class Model final : private Job {
     void allocate_scratch();
     void begin_call();
     void lay_out_step();
-    bool end_step() noexcept;           // true: one more step follows
+    bool end_step() noexcept;          // true: one more step follows
     size_t result(int64_t row) const;  // where this step's result for a row belongs in the plan
 
     const KernelTable& kernels_;

@@ -17,8 +17,8 @@ using Attribute = std::variant<bool, int64_t, double, std::string>;
 
 struct OpCall {
     std::string kind;
-    std::vector<int64_t> inputs;  // values
-    int64_t output = 0;           // value
+    std::vector<int64_t> inputs;       // values
+    int64_t output = 0;                // value
     std::vector<std::string> weights;  // the op's places in order; "" is an absent optional weight
     std::map<std::string, Attribute> attributes;
 

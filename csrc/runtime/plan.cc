@@ -14,9 +14,8 @@ void need(bool condition, const std::string& message) {
 }
 
 void check_count(const char* name, int64_t value, int64_t least, int64_t most) {
-    need(value >= least && value <= most,
-         std::string(name) + " is " + std::to_string(value) + ", outside " + std::to_string(least) + ".." +
-             std::to_string(most));
+    need(value >= least && value <= most, std::string(name) + " is " + std::to_string(value) + ", outside " +
+                                              std::to_string(least) + ".." + std::to_string(most));
 }
 
 }  // namespace
@@ -65,8 +64,7 @@ void Plan::check_shape(const PlanSizes& sizes) const {
     for (int64_t s = 0; s < sizes.sequences; ++s)
         need(sequence_start[static_cast<size_t>(s)] < sequence_start[static_cast<size_t>(s) + 1],
              "sequence_start must increase at " + std::to_string(s + 1));
-    need(sequence_start[static_cast<size_t>(sizes.sequences)] == sizes.tokens,
-         "sequence_start must end with n_tokens");
+    need(sequence_start[static_cast<size_t>(sizes.sequences)] == sizes.tokens, "sequence_start must end with n_tokens");
 }
 
 // Positions, and a valid page for every position that the sequence reads or writes in any step of the call. A page is
@@ -113,9 +111,9 @@ void Plan::check_steps(const PlanSizes& sizes) const {
     need(limits.vocab <= limits.token_limit, "max_steps > 1 needs an embedding row for every token of the vocabulary");
     for (int64_t s = 0; s < sizes.sequences; ++s) {
         const size_t index = static_cast<size_t>(s);
-        need(row[index] == sequence_start[index + 1] - 1,
-             "max_steps > 1 needs row[" + std::to_string(s) + "] to be the last token of sequence " +
-                 std::to_string(s));
+        need(
+            row[index] == sequence_start[index + 1] - 1,
+            "max_steps > 1 needs row[" + std::to_string(s) + "] to be the last token of sequence " + std::to_string(s));
         need(samplers[index] != nullptr, "max_steps > 1 needs a sampler in row " + std::to_string(s));
     }
 }

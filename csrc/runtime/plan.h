@@ -48,8 +48,8 @@ class Plan {
     std::atomic<bool> stop{false};
 
     // Results.
-    std::vector<int32_t> sampled;  // [steps * rows]
-    std::vector<int32_t> finish;   // [rows]
+    std::vector<int32_t> sampled;   // [steps * rows]
+    std::vector<int32_t> finish;    // [rows]
     std::vector<Outcome> outcomes;  // [steps * rows]
 
   private:

@@ -83,7 +83,7 @@ MappedFile::MappedFile(const std::string& path) {
     // O_NONBLOCK: a FIFO must be refused below, not waited for.
     const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.value < 0) fail(path, "open");
-    struct stat info {};
+    struct stat info{};
     if (fstat(file.value, &info) != 0) fail(path, "stat");
     if (!S_ISREG(info.st_mode)) throw ModelFault("'" + path + "' is not a regular file");
     size_ = static_cast<size_t>(info.st_size);
@@ -98,7 +98,7 @@ MappedFile::~MappedFile() {
     if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
-LazyMemory::LazyMemory(size_t bytes) : size_(bytes) {
+LazyMemory::LazyMemory(size_t bytes, bool large_pages) : size_(bytes) {
     if (bytes == 0) return;
     void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();

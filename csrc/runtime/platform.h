@@ -31,11 +31,12 @@ class MappedFile {
     size_t size_ = 0;
 };
 
-// Zeroed memory that costs nothing until it is touched.
+// Zeroed memory that costs nothing until it is touched. `large_pages`: where the system has them, memory is touched in
+// larger pieces and found with fewer misses of the address cache.
 class LazyMemory {
   public:
     LazyMemory() = default;
-    explicit LazyMemory(size_t bytes);  // throws std::bad_alloc
+    explicit LazyMemory(size_t bytes, bool large_pages = false);  // throws std::bad_alloc
     ~LazyMemory();
     LazyMemory(LazyMemory&& other) noexcept;
     LazyMemory& operator=(LazyMemory&& other) noexcept;

@@ -86,9 +86,7 @@ void fold(const AttentionSpec& spec, const States& into, int64_t row, const Stat
     }
 }
 
-int64_t partial_floats(const AttentionSpec& spec) {
-    return 2 * round_up(spec.share, 16) + spec.share * spec.padded;
-}
+int64_t partial_floats(const AttentionSpec& spec) { return 2 * round_up(spec.share, 16) + spec.share * spec.padded; }
 
 // Where a unit's arrays lie in a worker's scratch, for the most rows that a unit can have.
 struct Layout {
@@ -141,9 +139,10 @@ struct Tile {
 
 class Attender {
   public:
-    Attender(const AttentionSpec& spec, const Step& step, Tile tile, const Workspace& workspace)
+    // `prepared`: the workspace holds this tile's queries already.
+    Attender(const AttentionSpec& spec, const Step& step, Tile tile, const Workspace& workspace, bool prepared = false)
         : spec_(spec), step_(step), tile_(tile), rows_(tile.tokens * spec.share), w_(workspace) {
-        for (int64_t r = 0; r < rows_; ++r) {
+        for (int64_t r = 0; !prepared && r < rows_; ++r) {
             const int64_t token = tile.token + r / spec.share;
             const float* q = spec.qkv.row(token) + (tile.kv_head * spec.share + r % spec.share) * spec.head_dim;
             q = spec.turned(q, spec.q_norm, token, w_.head);
@@ -153,8 +152,8 @@ class Attender {
     }
 
     // Folds the blocks [begin, end) of one run into `into`, whose rows need no clearing. `last`: the last block that
-    // will be attended to.
-    void attend(int64_t begin, int64_t end, int64_t last, const States& into) {
+    // will be attended to, `after`: a block that is read after that (a hint).
+    void attend(int64_t begin, int64_t end, int64_t last, const uint8_t* after, const States& into) {
         for (int64_t index = begin; index < end; ++index) {
             for (int64_t r = 0; r < rows_; ++r) {
                 const int64_t position = step_.token_position[tile_.token + r / spec_.share];
@@ -164,7 +163,7 @@ class Attender {
                 w_.lo[r] = static_cast<int32_t>(std::clamp<int64_t>(low, 0, w_.hi[r]));
             }
             const States& result = index == begin ? into : w_.block;
-            const uint8_t* next = index < last ? spec_.block(table_, index + 1, tile_.kv_head) : nullptr;
+            const uint8_t* next = index < last ? spec_.block(table_, index + 1, tile_.kv_head) : after;
             spec_.kv->attend(w_.query, rows_, spec_.block(table_, index, tile_.kv_head), next, spec_.head_dim, w_.lo,
                              w_.hi, spec_.softcap, result.m, result.l, result.acc);
             if (index == begin) continue;
@@ -173,12 +172,12 @@ class Attender {
         }
     }
 
-    void attend_all() {
+    void attend_all(const uint8_t* after) {
         const int64_t first = spec_.first_block(step_.token_position[tile_.token]);
         const int64_t last = step_.token_position[tile_.token + tile_.tokens - 1] / kv_block;
         for (int64_t begin = first; begin <= last;) {
             const int64_t end = std::min(last + 1, round_up(begin + 1, run_blocks));
-            attend(begin, end, last, begin == first ? w_.total : w_.run);
+            attend(begin, end, last, after, begin == first ? w_.total : w_.run);
             for (int64_t r = 0; begin != first && r < rows_; ++r)
                 if (!w_.run.empty(r)) fold(spec_, w_.total, r, w_.run, r);
             begin = end;
@@ -256,27 +255,50 @@ class Attend final : public Stage {
 
     void work(const Step& step, int64_t begin, int64_t end, Worker& worker) noexcept override {
         for (int64_t unit = begin; unit < end; ++unit) {
-            // The last units of a prompt see most positions: they go first.
-            const int64_t index = first_[static_cast<size_t>(step.sequences)] - 1 - unit / spec_->kv_heads;
-            const auto last = first_.begin() + step.sequences;
-            const int64_t s = std::upper_bound(first_.begin(), last, index) - first_.begin() - 1;
-            const int64_t part = index - first_[static_cast<size_t>(s)], kv_head = unit % spec_->kv_heads;
+            const auto [s, index, part, kv_head] = place(step, unit);
             const int64_t start = step.sequence_start[s];
             if (split_) {
-                run(step, s, index, part, kv_head, worker);
+                run(step, {s, index, part, kv_head}, first_read(step, unit + 1), worker);
                 continue;
             }
             const int64_t token = start + part * tile_tokens;
             const int64_t tokens = std::min<int64_t>(tile_tokens, step.sequence_start[s + 1] - token);
             Attender attender(*spec_, step, {token, tokens, kv_head}, Workspace(layout_, worker.scratch));
             if (step.decode) spec_->store(step, token, kv_head, attender.head_scratch());
-            attender.attend_all();
+            attender.attend_all(first_read(step, unit + 1));
         }
     }
 
     int64_t scratch_bytes() const override { return layout_.bytes; }
 
   private:
+    // index: the unit's number among those of all sequences, part: of its sequence (both without KV heads).
+    struct Place {
+        int64_t sequence, index, part, kv_head;
+    };
+
+    Place place(const Step& step, int64_t unit) const {
+        // Runs of one KV head follow one another in the order of memory, so that a thread prepares its queries once and
+        // the hardware prefetches across runs. The last units of a prompt see most positions: they go first.
+        const int64_t count = first_[static_cast<size_t>(step.sequences)];
+        const int64_t index = split_ ? unit % count : count - 1 - unit / spec_->kv_heads;
+        const int64_t kv_head = split_ ? unit / count : unit % spec_->kv_heads;
+        const auto last = first_.begin() + step.sequences;
+        const int64_t s = std::upper_bound(first_.begin(), last, index) - first_.begin() - 1;
+        return {s, index, index - first_[static_cast<size_t>(s)], kv_head};
+    }
+
+    // The block that a unit reads first, nullptr beyond the last unit. Mostly the unit after a thread's own is its own
+    // too.
+    const uint8_t* first_read(const Step& step, int64_t unit) const {
+        if (unit >= first_[static_cast<size_t>(step.sequences)] * spec_->kv_heads) return nullptr;
+        const auto [s, index, part, kv_head] = place(step, unit);
+        const int64_t token = step.sequence_start[s] + (split_ ? 0 : part * tile_tokens);
+        int64_t block = spec_->first_block(step.token_position[token]);
+        if (split_) block = std::max(block, (first_run(step.token_position[token]) + part) * run_blocks);
+        return spec_->block(step.table(spec_->group_index, s), block, kv_head);
+    }
+
     int64_t first_run(int64_t position) const { return spec_->first_block(position) / run_blocks; }
     static int64_t last_run(int64_t position) { return position / kv_block / run_blocks; }
 
@@ -287,15 +309,20 @@ class Attend final : public Stage {
         return {base, base + round_up(spec_->share, 16), base + 2 * round_up(spec_->share, 16)};
     }
 
-    // One run of one (sequence, KV head). `index`: its place among all runs of the step, `part`: of its sequence.
-    void run(const Step& step, int64_t s, int64_t index, int64_t part, int64_t kv_head, Worker& worker) {
+    // One run of one (sequence, KV head).
+    void run(const Step& step, const Place& place, const uint8_t* after, Worker& worker) {
+        const auto [s, index, part, kv_head] = place;
         const int64_t token = step.sequence_start[s], position = step.token_position[token];
         const int64_t number = first_run(position) + part, runs = last_run(position) - first_run(position) + 1;
-        Attender attender(*spec_, step, {token, 1, kv_head}, Workspace(layout_, worker.scratch));
+        const int64_t pair = s * spec_->kv_heads + kv_head;
+        const bool prepared = worker.prepared == step.stage && worker.prepared_for == pair;
+        worker.prepared = step.stage;
+        worker.prepared_for = pair;
+        Attender attender(*spec_, step, {token, 1, kv_head}, Workspace(layout_, worker.scratch), prepared);
         // Nobody but the last run reads the block of the new position.
         if (part == runs - 1) spec_->store(step, token, kv_head, attender.head_scratch());
         const int64_t end = std::min((number + 1) * run_blocks, position / kv_block + 1);
-        attender.attend(std::max(number * run_blocks, spec_->first_block(position)), end, end - 1,
+        attender.attend(std::max(number * run_blocks, spec_->first_block(position)), end, end - 1, after,
                         partial(index, kv_head));
         std::atomic<int64_t>& pending = pending_[static_cast<size_t>(s * spec_->kv_heads + kv_head)];
         if (pending.fetch_sub(1, std::memory_order_acq_rel) != 1) return;

@@ -146,8 +146,8 @@ class Product final : public Stage {
 
     const uint8_t* activations(const Part& part, int64_t row, const Worker& worker) const {
         const Preparation& p = spec_->preparations[part.preparation];
-        const uint8_t* base = direct_ ? worker.scratch + direct_offset_[part.preparation]
-                                      : spec_->panel->memory.data() + p.panel_offset;
+        const uint8_t* base =
+            direct_ ? worker.scratch + direct_offset_[part.preparation] : spec_->panel->memory.data() + p.panel_offset;
         return base + row * p.row_bytes;
     }
 
@@ -261,8 +261,12 @@ void add_parts(Compiler& compiler, const OpCall& op, LinearSpec& spec, size_t co
         const Tensor& weight = compiler.matrix(op, i);
         op.need(weight.k == spec.k, "tensor '" + op.weights[i] + "' takes " + std::to_string(weight.k) +
                                         " inputs, the value has " + std::to_string(spec.k));
-        Part part{&weight, compiler.optional_vector(op, count + i, weight.n),
-                  &compiler.kernels.linear[static_cast<int>(weight.format)], 0, spec.tiles, column};
+        Part part{&weight,
+                  compiler.optional_vector(op, count + i, weight.n),
+                  &compiler.kernels.linear[static_cast<int>(weight.format)],
+                  0,
+                  spec.tiles,
+                  column};
         add_preparation(spec, part, compiler.capacity(spec.x.rows));
         spec.parts.push_back(part);
         spec.tiles += weight.tiles();

@@ -229,12 +229,12 @@ struct Entry {
 };
 
 constexpr Entry entries[] = {
-    {"embed", 0, 0, 1, compile_embed},          {"norm", 1, 1, 2, compile_norm},
-    {"rope", 1, 1, 1, compile_rope},            {"activation", 1, 1, 0, compile_elementwise},
-    {"gated", 2, 2, 0, compile_elementwise},    {"add", 2, 2, 0, compile_elementwise},
-    {"scale", 1, 1, 0, compile_elementwise},    {"softcap", 1, 1, 0, compile_elementwise},
-    {"slice", 1, 1, 0, compile_slice},          {"concat", 2, 64, 0, compile_concat},
-    {"gather", 1, 1, 0, compile_gather},        {"pool", 1, 1, 0, compile_pool},
+    {"embed", 0, 0, 1, compile_embed},       {"norm", 1, 1, 2, compile_norm},
+    {"rope", 1, 1, 1, compile_rope},         {"activation", 1, 1, 0, compile_elementwise},
+    {"gated", 2, 2, 0, compile_elementwise}, {"add", 2, 2, 0, compile_elementwise},
+    {"scale", 1, 1, 0, compile_elementwise}, {"softcap", 1, 1, 0, compile_elementwise},
+    {"slice", 1, 1, 0, compile_slice},       {"concat", 2, 64, 0, compile_concat},
+    {"gather", 1, 1, 0, compile_gather},     {"pool", 1, 1, 0, compile_pool},
 };
 
 }  // namespace

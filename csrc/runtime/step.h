@@ -32,7 +32,8 @@ struct Step {
 // One thread's private memory.
 struct Worker {
     uint8_t* scratch = nullptr;  // 64-byte aligned; as large as the largest Stage::scratch_bytes()
-    int64_t prepared = -1;       // Step::stage for which scratch holds prepared activations
+    int64_t prepared = -1;       // Step::stage for which scratch holds prepared activations or queries
+    int64_t prepared_for = -1;   // and whose queries
 };
 
 class Stage {

@@ -1,8 +1,8 @@
-"""Types of the compiled module (csrc/bindings.cc). The submodules `kernels` and `attention` are for tests only."""
+"""Types of the compiled module (csrc/bindings.cc). `kernels` and `attention` are for tests."""
 
-from collections.abc import Buffer, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 class _Host(TypedDict):
     isas: list[str]
@@ -54,7 +54,7 @@ class Model:
     def run(
         self, plan: Plan, n_tokens: int, n_sequences: int, n_rows: int, max_steps: int = 1
     ) -> int: ...
-    def logits(self, out: Buffer) -> None: ...
+    def logits(self, out: memoryview[Any] | bytearray) -> None: ...
     def value(self, index: int) -> bytes: ...
 
 class Sampler:

@@ -2,7 +2,7 @@
 
     SubsecondError
     +-- InputError            the caller's value, file or configuration is wrong (exit code 2)
-    |   +-- ModelError        a checkpoint or an artifact is missing, damaged, contradictory or unsupported
+    |   +-- ModelError        a checkpoint or artifact: missing, damaged, contradictory, unsupported
     |   |   +-- UnsupportedError   a well-formed model that this version does not run
     |   +-- RequestError      a prompt or a sampling parameter is out of bounds
     |   +-- TextError         text that cannot be tokenized, or a template that cannot be rendered
@@ -53,5 +53,5 @@ class FetchError(SubsecondError):
     exit_code = 2
 
 
-class RuntimeFailure(SubsecondError):
+class RuntimeFailure(SubsecondError):  # noqa: N818 (RuntimeError is taken)
     """The runtime failed although its input was valid."""

@@ -249,20 +249,8 @@ def test_bench_measures_beside_the_limits(
 
     machine = limits.Limits(1, 1e10, 1e12, 1e12, 1e11)
     monkeypatch.setattr(limits, "measure", lambda threads: machine)
-    sizes = [
-        "--prompt",
-        "8",
-        "--new",
-        "4",
-        "--prefill",
-        "16",
-        "--sequences",
-        "2",
-        "--repetitions",
-        "1",
-        "--threads",
-        "1",
-    ]
+    lengths = {"prompt": 8, "new": 4, "prefill": 16, "sequences": 2, "repetitions": 1}
+    sizes = ["--threads", "1", *(f"--{name}={value}" for name, value in lengths.items())]
     result = json.loads(inline("bench", "-m", str(tiny_artifact), *sizes, "--json").stdout)
     assert len(result["figures"]) == 3
     assert all(figure["median"] > 0 for figure in result["figures"])

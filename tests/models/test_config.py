@@ -190,6 +190,11 @@ def test_a_tied_copy_of_the_embedding_is_reported() -> None:
     assert "lm_head.weight" not in roles
 
 
+def test_a_window_as_long_as_the_context_is_none() -> None:
+    assert [g.kind for g in build("mistral", sliding_window=511).program.groups] == ["window"]
+    assert [g.kind for g in build("mistral", sliding_window=512).program.groups] == ["full"]
+
+
 def test_longrope_limits_the_context_with_a_warning() -> None:
     factors = [1.0] * 8
     scaling = {"type": "longrope", "short_factor": factors, "long_factor": factors}

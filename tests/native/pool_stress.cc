@@ -1,10 +1,10 @@
 // Stress of the thread pool: every unit of every stage is done exactly once, and a stage sees all of the one before it.
 //
 // Built with -fsanitize=thread by scripts/sanitize. Ends with 0, or prints what went wrong and ends with 1.
-#include "../../csrc/runtime/threads.h"
-
 #include <cstdio>
 #include <vector>
+
+#include "../../csrc/runtime/threads.h"
 
 namespace {
 

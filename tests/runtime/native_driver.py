@@ -1,4 +1,6 @@
-"""Runs a Program natively from f32 arrays: packs them into a file, keeps page tables, steps like the interpreter."""
+"""Runs a Program natively from f32 arrays: packs them into a file, keeps page tables, steps like
+the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def pack(
 
 
 @dataclass
-class Sequence_:
+class Text:
     """A sequence on the native side: how much is computed, and its page of each block."""
 
     pages: list[int]
@@ -109,12 +111,12 @@ class Driver:
         self.plan = native.Plan(self.model, MAX_PAGES, steps)
         self._free = np.random.default_rng(seed).permutation(pages).tolist()
 
-    def sequence(self, positions: int = 512) -> Sequence_:
+    def sequence(self, positions: int = 512) -> Text:
         blocks = -(-positions // 64)
         taken, self._free = self._free[:blocks], self._free[blocks:]
-        return Sequence_(taken)
+        return Text(taken)
 
-    def fill(self, work: Sequence[tuple[Sequence_, Sequence[int]]]) -> int:
+    def fill(self, work: Sequence[tuple[Text, Sequence[int]]]) -> int:
         """Writes the plan, one row a sequence (its last token); the number of tokens."""
         start = 0
         for s, (sequence, tokens) in enumerate(work):
@@ -131,7 +133,7 @@ class Driver:
         self.plan.sequence_start[len(work)] = start
         return start
 
-    def step(self, work: Sequence[tuple[Sequence_, Sequence[int]]], rows: str = "last") -> F32:
+    def step(self, work: Sequence[tuple[Text, Sequence[int]]], rows: str = "last") -> F32:
         """One step; logits [R, vocab] of all tokens or of the last of each sequence."""
         total = self.fill(work)
         count = total if rows == "all" else len(work)

@@ -1,4 +1,6 @@
-"""Parity of every op with its NumPy reference, generated from the op table, for every format and instruction set."""
+"""Parity of every op with its NumPy reference, generated from the op table, for every format and
+instruction set.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native_driver import F32, ISAS, Driver, pack
 
 from subsecond.program.interpret import Interpreter, SequenceCache
 from subsecond.program.ops import KV_FORMATS, OPS, WEIGHT_FORMATS
 from subsecond.program.ops_cases import WEIGHT, Case
-
-from native_driver import F32, ISAS, Driver, pack
 
 
 def _parameters() -> Iterator[object]:
@@ -42,7 +43,7 @@ def _check(result: F32, reference: F32, tolerance: float, grid: bool) -> None:
 
 @pytest.mark.parametrize(("case", "form", "isa"), list(_parameters()))
 def test_op_equals_its_reference(case: Case, form: str, isa: str, tmp_path: Path) -> None:
-    """Three steps: a batch of prompts, one decode step of two sequences, one of a single sequence."""
+    """Prompts of three sequences, then steps of two, of two again, and of a single one."""
     program = case.program()
     rng = np.random.default_rng(1)
     weights = case.random(rng)
@@ -79,7 +80,8 @@ def test_pool(kind: str, tmp_path: Path) -> None:
     tokens = [rng.integers(0, 32, n).tolist() for n in (5, 1, 9)]
     driver.step([(driver.sequence(64), t) for t in tokens])
     expected = [
-        {"cls": table[t][0], "last": table[t][-1], "mean": table[t].mean(axis=0)}[kind] for t in tokens
+        {"cls": table[t][0], "last": table[t][-1], "mean": table[t].mean(axis=0)}[kind]
+        for t in tokens
     ]
     np.testing.assert_allclose(driver.value(pooled), np.stack(expected), atol=1e-5)
 

@@ -1,14 +1,15 @@
-"""A sequence's logits are bitwise the same alone, in any batch, with any chunking, page placement and threads."""
+"""A sequence's logits are bitwise the same alone, in any batch, with any chunking, page placement
+and threads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-from native_driver import F32, ISAS, Driver, Packed, Sequence_, pack
+from native_driver import F32, ISAS, Driver, Packed, Text, pack
 
 from subsecond.program.builder import Builder
 from subsecond.program.program import Program
@@ -126,12 +127,12 @@ def test_chunks(subject: Subject, sizes: tuple[int, ...]) -> None:
 
 
 def test_places_in_a_batch(subject: Subject) -> None:
-    """The prompt in the middle of neighbours, its chunks and theirs of changing sizes, down to one token each."""
+    """The prompt amid neighbours, all in chunks of changing sizes, down to one token each."""
     driver, rng = subject.driver(3, seed=5), np.random.default_rng(6)
     ours, before, after = (driver.sequence() for _ in range(3))
     parts, done = [], 0
     for size in (1, 100, 1, 1, 33, 1, 2, 150, 1):
-        work: list[tuple[Sequence_, list[int]]] = [
+        work: list[tuple[Text, list[int]]] = [
             (before, rng.integers(0, VOCAB, int(rng.integers(1, 20)) if size > 1 else 1).tolist()),
             (ours, subject.prompt[done : done + size]),
             (after, rng.integers(0, VOCAB, 1).tolist()),

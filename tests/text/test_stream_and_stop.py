@@ -64,10 +64,12 @@ def test_a_stop_string_across_pieces() -> None:
     assert stops.found == "END"
 
 
-def test_the_earliest_stop_string_wins() -> None:
-    stops = StopStrings(["cd", "b"])
-    assert stops.push("abcd") == "a"
-    assert stops.found == "b"
+@pytest.mark.parametrize("pieces", [["abcd"], ["ab", "cd"], ["a", "b", "c", "d"]])
+def test_the_stop_string_that_is_complete_first_wins(pieces: list[str]) -> None:
+    for strings, shown, winner in ((["cd", "b"], "a", "b"), (["abcd", "bc"], "a", "bc")):
+        stops = StopStrings(strings)
+        assert "".join(map(stops.push, pieces)) == shown
+        assert stops.found == winner
 
 
 def test_held_text_is_given_back_at_the_end() -> None:
@@ -85,12 +87,12 @@ def test_pieces_cut_anywhere_give_what_the_whole_text_gives(
     pieces: list[str], stops: list[str]
 ) -> None:
     text = "".join(pieces)
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    place = min(found)[1] if found else len(text)
     state = StopStrings(stops)
     shown = "".join(state.push(piece) for piece in pieces)
-    assert shown == (text[: min(places)] if places else shown)
-    assert shown + state.flush() == (text[: min(places)] if places else text)
-    assert (state.found is not None) == bool(places)
-    if not places:  # only what may still become a stop string is held
+    assert shown + state.flush() == text[:place]
+    assert (state.found is not None) == bool(found)
+    if not found:  # only what may still become a stop string is held
         held = text[len(shown) :]
         assert held == "" or any(stop.startswith(held) for stop in stops)

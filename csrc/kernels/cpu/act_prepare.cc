@@ -8,6 +8,51 @@
 namespace subsecond::SUBSECOND_ISA {
 namespace {
 
+#if defined(__aarch64__)
+
+// NEON reduces a vector in one instruction, so groups go one by one.
+constexpr int together = 1;
+
+SUBSECOND_INLINE int8x8_t quantize(float32x4_t lo, float32x4_t hi, float inverse) {
+    const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(lo, inverse)), b = vcvtnq_s32_f32(vmulq_n_f32(hi, inverse));
+    return vqmovn_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b)));
+}
+
+// The largest |x| of a vector as bits: their order as integers is that of the magnitudes, infinity and NaN on top.
+SUBSECOND_INLINE uint32x4_t magnitude_bits(float32x4_t x) { return vreinterpretq_u32_f32(vabsq_f32(x)); }
+
+template <int count>
+void prepare_groups(const float* x, act_group* group) {
+    static_assert(count == 1);
+    float32x4_t v[8];
+    uint32x4_t largest = vdupq_n_u32(0);
+    for (int i = 0; i < 8; ++i) {
+        v[i] = vld1q_f32(x + 4 * i);
+        largest = vmaxq_u32(largest, magnitude_bits(v[i]));
+    }
+    const uint32_t bits = vmaxvq_u32(largest);
+    float absmax;
+    __builtin_memcpy(&absmax, &bits, sizeof absmax);
+    if (!(absmax >= act_absmax_floor) || bits >= 0x7f800000u) {
+        __builtin_memset(group, 0, sizeof *group);
+        if (bits >= 0x7f800000u) group->scale = group->scaled_sum = __builtin_nanf("");
+        return;
+    }
+    const float inverse = 127.0f / absmax, scale = absmax / 127.0f;
+    int16x8_t sums = vdupq_n_s16(0);
+    for (int i = 0; i < 4; ++i) {
+        const int8x8_t value = quantize(v[2 * i], v[2 * i + 1], inverse);
+        vst1_s8(group->value + 8 * i, value);
+        sums = vaddw_s8(sums, value);
+    }
+    const int32_t sum = vaddlvq_s16(sums);
+    group->scale = scale;
+    group->scaled_sum = scale * static_cast<float>(sum);
+    group->offset_dot = -128 * sum;
+}
+
+#else
+
 constexpr int together = 8;
 
 struct Max {
@@ -97,6 +142,8 @@ void prepare_groups(const float* x, act_group* groups) {
         }
 }
 
+#endif
+
 }  // namespace
 
 int64_t act_bytes_int(int64_t k) {
@@ -104,9 +151,13 @@ int64_t act_bytes_int(int64_t k) {
 }
 
 void act_prepare_int(const float* x, int64_t k, void* row) {
+#if defined(__aarch64__)
+    constexpr void (*prepare[])(const float*, act_group*) = {nullptr, prepare_groups<1>};
+#else
     constexpr void (*prepare[])(const float*, act_group*) = {nullptr,           prepare_groups<1>, prepare_groups<2>,
                                                              prepare_groups<3>, prepare_groups<4>, prepare_groups<5>,
                                                              prepare_groups<6>, prepare_groups<7>, prepare_groups<8>};
+#endif
     act_group* groups = static_cast<act_group*>(row);
     for (int64_t left = k / group_int; left > 0; left -= together) {
         const int64_t count = left < together ? left : together;

@@ -60,13 +60,15 @@ void attend_merge(float* m, float* l, float* acc, const float* m2, const float* 
         for (int64_t d = 0; d < padded; d += lanes) store(acc + d, load(acc2 + d));
         return;
     }
-    const float largest = *m2 > *m ? *m2 : *m;
-    const f32x16 a = vector_exp(set1(*m - largest)), b = vector_exp(set1(*m2 - largest));
-    float weight[2][lanes];
-    store(weight[0], a);
-    store(weight[1], b);
-    *m = largest;
-    *l = __builtin_fmaf(*l2, weight[1][0], *l * weight[0][0]);
+    // One of the two factors is exp(0) = 1.
+    const bool rises = *m2 > *m;
+    const float distance = rises ? *m - *m2 : *m2 - *m;
+    const f32x16 one = set1(1.0f), factor = vector_exp(set1(distance));
+    const f32x16 a = rises ? factor : one, b = rises ? one : factor;
+    float first[lanes];
+    store(first, factor);
+    *l = rises ? __builtin_fmaf(*l, first[0], *l2) : __builtin_fmaf(*l2, first[0], *l);
+    *m = rises ? *m2 : *m;
     for (int64_t d = 0; d < padded; d += lanes) store(acc + d, fma(load(acc2 + d), b, mul(load(acc + d), a)));
 }
 

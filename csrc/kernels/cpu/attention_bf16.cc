@@ -1,8 +1,9 @@
 // Attention with the bf16 KV cache.
 //
 // Owns: kv_bf16. Two stored values of neighbouring dimensions (keys) or slots (values) share 32 bits. AVX-512
-// multiplies such pairs with vdpbf16ps, so queries and probabilities are rounded to bf16 as well; AVX2 widens the
-// stored pairs and keeps both in f32. In both, l is the sum of the very probabilities that multiply the values.
+// multiplies such pairs with vdpbf16ps, so queries and probabilities are rounded to bf16 as well; AVX2 and NEON
+// widen the stored pairs and keep both in f32. In both, l is the sum of the very probabilities that multiply the
+// values.
 #include "attention_float.h"
 #include "parts.h"
 
@@ -69,6 +70,23 @@ struct DotBf16 {
     static constexpr int64_t p_bytes = kv_block * 4;
 
     static int64_t query_bytes(int64_t head_dim) { return head_dim_padded(head_dim) * 4; }
+#if defined(__aarch64__)
+    SUBSECOND_INLINE float32x4_t even_of(const uint8_t* p, uint32x4_t mask) {
+        return vreinterpretq_f32_u32(vshlq_n_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), mask), 16));
+    }
+    SUBSECOND_INLINE float32x4_t odd_of(const uint8_t* p, uint32x4_t mask) {
+        const uint32x4_t high = vandq_u32(mask, vdupq_n_u32(0xffff0000u));
+        return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), high));
+    }
+    SUBSECOND_INLINE Stored load_masked(const uint8_t* p, uint32x4_t mask) {
+        return {{even_of(p, mask), even_of(p + 16, mask), even_of(p + 32, mask), even_of(p + 48, mask)},
+                {odd_of(p, mask), odd_of(p + 16, mask), odd_of(p + 32, mask), odd_of(p + 48, mask)}};
+    }
+    SUBSECOND_INLINE Stored load(const uint8_t* p) { return load_masked(p, vdupq_n_u32(~0u)); }
+    SUBSECOND_INLINE Stored load_in_view(const uint8_t* p, int64_t lo, int64_t hi) {
+        return load_masked(p, vdupq_n_u32(pair_mask(lo, hi)));
+    }
+#else
     SUBSECOND_INLINE Stored widen(__m256i a, __m256i b) {
         const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
         return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
@@ -83,6 +101,7 @@ struct DotBf16 {
         return widen(_mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask),
                      _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), mask));
     }
+#endif
     SUBSECOND_INLINE f32x16 multiply(const uint8_t* a, int64_t k, Stored b, f32x16 acc) {
         const float* pair = reinterpret_cast<const float*>(a) + 2 * k;
         return fma(set1(pair[1]), b.odd, fma(set1(pair[0]), b.even, acc));

@@ -3,7 +3,8 @@
 // Owns: kv_int8. Scores: the query has 16 bits on its own scale and keys 8, so their product is an exact s32 and only
 // the keys' rounding is lost. Values: probabilities times the token's value scale are rounded to u8 on a scale per row
 // and block, the products are exact s32 again. l sums the unrounded probabilities. AVX-512 splits the query into two s8
-// halves and takes keys as u8 (offset 128), for vpdpbusd; AVX2 uses pmaddwd.
+// halves and takes keys as u8 (offset 128), for vpdpbusd; NEON splits it too and takes probabilities as s8 (offset
+// 128); AVX2 uses pmaddwd.
 #include "attention_tile.h"
 #include "parts.h"
 
@@ -46,7 +47,7 @@ void query_prepare(const float* q, int64_t head_dim, float scale, void* row) {
     for (int64_t d = 0; d < head_dim && inverse > 0.0f; ++d) {
         const int32_t value = static_cast<int32_t>(__builtin_rintf(q[d] * inverse));
         sum += value;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
         int8_t* high = reinterpret_cast<int8_t*>(header + 1);
         high[d] = static_cast<int8_t>((value + 128) >> 8);
         high[query_width(head_dim) + d] = static_cast<int8_t>(value - (((value + 128) >> 8) << 8));
@@ -148,6 +149,99 @@ static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* val
     for (int r = 0; r < R; ++r) {
         const f32x16 step = set1(*reinterpret_cast<const float*>(p + r * p_stride + code_bytes));
         for (int c = 0; c < C; ++c) store(out + r * padded + (first + c) * lanes, mul(to_float(acc[r][c]), step));
+    }
+}
+
+#elif defined(__aarch64__)
+
+constexpr int64_t code_bytes = kv_block;
+constexpr int score_vectors = 1;  // columns at once, a high and a low accumulator of four registers each a row
+
+SUBSECOND_INLINE int8x16_t broadcast_quad(const uint8_t* p) {
+    int32_t quad;
+    memcpy(&quad, p, sizeof quad);
+    return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+
+SUBSECOND_INLINE i32x16 no_sums() {
+    const int32x4_t none = vdupq_n_s32(0);
+    return {none, none, none, none};
+}
+
+// 64 stored bytes: 16 slots or channels, four values each.
+struct Stored {
+    int8x16_t a, b, c, d;
+};
+SUBSECOND_INLINE Stored load_stored(const uint8_t* p) {
+    const int8_t* at = reinterpret_cast<const int8_t*>(p);
+    return {vld1q_s8(at), vld1q_s8(at + 16), vld1q_s8(at + 32), vld1q_s8(at + 48)};
+}
+SUBSECOND_INLINE i32x16 accumulate_quads(i32x16 acc, const Stored& stored, int8x16_t quad) {
+    return {dot_quads(acc.a, stored.a, quad), dot_quads(acc.b, stored.b, quad), dot_quads(acc.c, stored.c, quad),
+            dot_quads(acc.d, stored.d, quad)};
+}
+// high * 2^bits + low.
+template <int bits>
+SUBSECOND_INLINE i32x16 joined(i32x16 high, i32x16 low) {
+    return {vaddq_s32(vshlq_n_s32(high.a, bits), low.a), vaddq_s32(vshlq_n_s32(high.b, bits), low.b),
+            vaddq_s32(vshlq_n_s32(high.c, bits), low.c), vaddq_s32(vshlq_n_s32(high.d, bits), low.d)};
+}
+
+template <int R, int C>
+static void score_columns(const uint8_t* query, const uint8_t* keys, const uint8_t* ahead, int64_t head_dim, int first,
+                          float* score) {
+    static_assert(C == 1, "one vector of slots at a time");
+    const int64_t stride = query_bytes(head_dim), width = query_width(head_dim);
+    const uint8_t* a = query + sizeof(query_header);
+    i32x16 high[R], low[R];
+    for (int r = 0; r < R; ++r) high[r] = low[r] = no_sums();
+    for (int64_t j = 0; j < ceil_div(head_dim, 4); ++j) {
+        const int64_t at = j * quad_bytes + first * 64;
+        const Stored stored = load_stored(keys + at);
+        fetch(ahead + at);
+        for (int r = 0; r < R; ++r) {
+            high[r] = accumulate_quads(high[r], stored, broadcast_quad(a + r * stride + 4 * j));
+            low[r] = accumulate_quads(low[r], stored, broadcast_quad(a + r * stride + width + 4 * j));
+        }
+    }
+    const float* scale = reinterpret_cast<const float*>(keys + kv_block * head_dim_padded(head_dim));
+    for (int r = 0; r < R; ++r) {
+        const float q_scale = reinterpret_cast<const query_header*>(query + r * stride)->scale;
+        const f32x16 factor = mul(load(scale + first * lanes), set1(q_scale));
+        store(score + r * kv_block + first * lanes, mul(to_float(joined<8>(high[r], low[r])), factor));
+    }
+}
+
+// Codes 0..255 as s8 with offset 128, which value_columns takes away again.
+SUBSECOND_INLINE void pack_codes(const f32x16 (&codes)[block_vectors], uint8_t* p) {
+    for (int v = 0; v < block_vectors; ++v) {
+        const i32x16 whole = to_int(codes[v]);
+        const int16x8_t lo = vcombine_s16(vmovn_s32(whole.a), vmovn_s32(whole.b));
+        const int16x8_t hi = vcombine_s16(vmovn_s32(whole.c), vmovn_s32(whole.d));
+        const uint8x16_t bytes = vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
+        vst1q_u8(p + v * lanes, veorq_u8(bytes, vdupq_n_u8(128)));
+    }
+}
+
+// sum(code * v) = sum((code - 128) * v) + 128 * sum(v): one more dot product for all rows together.
+template <int R, int C>
+static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* values, const uint8_t* ahead,
+                          int64_t padded, int64_t first, Span span, float* out) {
+    static_assert(C == 1, "one vector of channels at a time");
+    const int8x16_t ones = vdupq_n_s8(1);
+    i32x16 acc[R], plain = no_sums();
+    for (int r = 0; r < R; ++r) acc[r] = no_sums();
+    for (int64_t j = span.lo / 4; j < ceil_div(span.hi, 4); ++j) {
+        const int64_t at = (j * padded / lanes + first) * 64;
+        const Stored stored = load_stored(values + at);
+        fetch(ahead + at);
+        plain = accumulate_quads(plain, stored, ones);
+        for (int r = 0; r < R; ++r) acc[r] = accumulate_quads(acc[r], stored, broadcast_quad(p + r * p_stride + 4 * j));
+    }
+    for (int r = 0; r < R; ++r) {
+        const f32x16 step = set1(*reinterpret_cast<const float*>(p + r * p_stride + code_bytes));
+        // A row that sees nothing has step 0: + 0.0f makes the sign of its zeros the same in every tile.
+        store(out + r * padded + first * lanes, add(mul(to_float(joined<7>(plain, acc[r])), step), zero()));
     }
 }
 

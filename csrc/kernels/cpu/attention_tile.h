@@ -46,6 +46,26 @@ SUBSECOND_INLINE f32x16 fast_exp(f32x16 s, f32x16 m) {
     return _mm512_scalef_ps(p, y);
 }
 
+#elif defined(__aarch64__)
+
+constexpr int float_rows = 4, tile_columns = 1;  // 16 sums, 4 stored vectors (8 widened), 2 broadcasts of 32 registers
+
+struct View {
+    int32_t lo, hi;
+};
+SUBSECOND_INLINE View view_of(int32_t lo, int32_t hi) { return {lo, hi}; }
+SUBSECOND_INLINE float32x4_t select_quarter(View view, int first, float32x4_t x, float32x4_t other) {
+    const int32_t offsets[4] = {0, 1, 2, 3};
+    const int32x4_t slot = vaddq_s32(vld1q_s32(offsets), vdupq_n_s32(first));
+    const uint32x4_t seen = vandq_u32(vcltq_s32(slot, vdupq_n_s32(view.hi)), vcgeq_s32(slot, vdupq_n_s32(view.lo)));
+    return vbslq_f32(seen, x, other);
+}
+SUBSECOND_INLINE f32x16 select(View view, int v, f32x16 x, f32x16 other) {
+    return {select_quarter(view, lanes * v, x.a, other.a), select_quarter(view, lanes * v + 4, x.b, other.b),
+            select_quarter(view, lanes * v + 8, x.c, other.c), select_quarter(view, lanes * v + 12, x.d, other.d)};
+}
+SUBSECOND_INLINE f32x16 fast_exp(f32x16 s, f32x16 m) { return vector_exp(sub(s, m)); }
+
 #else
 
 constexpr int float_rows = 4, tile_columns = 1;  // 8 accumulators, 2 stored vectors (4 widened), 2 broadcasts of 16
@@ -96,7 +116,7 @@ SUBSECOND_INLINE float reduce_sum(const f32x16 (&x)[block_vectors]) {
     return reduce_add(add(add(x[0], x[1]), add(x[2], x[3])));
 }
 
-SUBSECOND_INLINE void fetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+SUBSECOND_INLINE void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 3); }
 
 // One tile of R rows over one block. `ahead` is a block to fetch meanwhile. A Kernel has
 //   tile_rows:  the most rows of a tile (at most 6)

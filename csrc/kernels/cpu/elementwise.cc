@@ -81,7 +81,7 @@ SUBSECOND_INLINE void with_activation(Activation kind, F f) {
     }
 }
 
-SUBSECOND_INLINE float inverse_root(float x) { return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+SUBSECOND_INLINE float inverse_root(float x) { return 1.0f / square_root(x); }
 
 }  // namespace
 

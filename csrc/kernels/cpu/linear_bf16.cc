@@ -24,6 +24,32 @@ struct Bf16 {
         return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(a));
     }
 
+#elif defined(__aarch64__)
+
+    static constexpr int max_rows = 5, max_tiles = 1;  // 20 sums, 8 weights, 2 activations of 32 registers
+    struct Weights {
+        f32x16 first, second;
+    };
+
+    SUBSECOND_INLINE float32x4_t first_of(uint32x4_t pairs) { return vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16)); }
+    SUBSECOND_INLINE float32x4_t second_of(uint32x4_t pairs) {
+        return vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+    }
+    SUBSECOND_INLINE uint32x4_t pairs_at(const Block& b, int i) {
+        return vreinterpretq_u32_u16(vld1q_u16(b.value + 8 * i));
+    }
+    SUBSECOND_INLINE Weights load(const Block& b) {
+        const uint32x4_t p0 = pairs_at(b, 0), p1 = pairs_at(b, 1), p2 = pairs_at(b, 2), p3 = pairs_at(b, 3);
+        return {{first_of(p0), first_of(p1), first_of(p2), first_of(p3)},
+                {second_of(p0), second_of(p1), second_of(p2), second_of(p3)}};
+    }
+    SUBSECOND_INLINE f32x16 fold(Weights w, Act a, f32x16 sum) {
+        const uint32x4_t both = vdupq_n_u32(static_cast<uint32_t>(a));
+        const float32x4_t a0 = first_of(both), a1 = second_of(both);
+        sum = fma(w.first, {a0, a0, a0, a0}, sum);
+        return fma(w.second, {a1, a1, a1, a1}, sum);
+    }
+
 #else
 
     static constexpr int max_rows = 2, max_tiles = 2;

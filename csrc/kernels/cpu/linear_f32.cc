@@ -13,6 +13,8 @@ struct F32 {
     static constexpr int64_t group = 1;
 #if defined(__AVX512F__)
     static constexpr int max_rows = 6, max_tiles = 4;
+#elif defined(__aarch64__)
+    static constexpr int max_rows = 6, max_tiles = 1;  // 24 sums, 4 weights, 1 activation of 32 registers
 #else
     static constexpr int max_rows = 3, max_tiles = 2;
 #endif

@@ -22,10 +22,13 @@ void block(const typename Kernel::Block* weight, int64_t groups, const typename 
         for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
     for (int64_t g = 0; g < groups; ++g) {
         if (fetch)
-            for (int t = 0; t < tiles; ++t, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+            for (int t = 0; t < tiles; ++t, ahead += 64) fetch_to_l2(ahead);
         typename Kernel::Weights w[tiles];
+#pragma GCC unroll 8
         for (int t = 0; t < tiles; ++t) w[t] = Kernel::load(weight[t * groups + g]);
+#pragma GCC unroll 8
         for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
             for (int t = 0; t < tiles; ++t) sum[r][t] = Kernel::fold(w[t], act[r * act_stride + g], sum[r][t]);
     }
 #pragma GCC unroll 8

@@ -20,7 +20,12 @@ SUBSECOND_INLINE int32_t quad_of(const act_group* act, int j) {
     return quad;
 }
 
-#if !defined(__AVX512VNNI__)
+#if defined(__aarch64__)
+// Quad j of the activations, four times.
+SUBSECOND_INLINE int8x16_t broadcast_quad(const act_group* act, int j) {
+    return vreinterpretq_s8_s32(vdupq_n_s32(quad_of(act, j)));
+}
+#elif !defined(__AVX512VNNI__)
 // Adds where the source says so: GCC would turn the integer sums of a group into a tree, and run out of registers.
 SUBSECOND_INLINE void add_in_place(__m256i& sum, __m256i x) {
     sum = _mm256_add_epi16(sum, x);
@@ -39,7 +44,7 @@ void block(const typename Kernel::Block* weight, int64_t groups, const act_group
 #pragma GCC unroll 8
         for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
     for (int64_t g = 0; g < groups; ++g, ++weight, ++act) {
-        for (int64_t i = 0; i < ahead_lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+        for (int64_t i = 0; i < ahead_lines; ++i, ahead += 64) fetch_to_l2(ahead);
         i32x16 dot[rows][tiles];
         Kernel::template dots<rows, tiles>(weight, groups, act, act_stride, dot);
         Kernel::template fold<rows, tiles>(weight, groups, act, act_stride, dot, sum);

@@ -37,6 +37,41 @@ struct Int4 {
         }
     }
 
+#elif defined(__aarch64__)
+
+    static constexpr int max_tiles = 1, max_rows = 4, most_rows = 4;
+
+    template <int rows, int tiles>
+    SUBSECOND_INLINE void dots(const Block* weight, int64_t groups, const act_group* act, int64_t act_stride,
+                               i32x16 (&dot)[rows][tiles]) {
+        const uint8x16_t nibble = vdupq_n_u8(15);
+        for (int t = 0; t < tiles; ++t) {
+            i32x16 sum[rows];
+            for (int r = 0; r < rows; ++r) sum[r] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const uint8_t* quant = weight[t * groups].quant + 64 * j;
+                const uint8x16_t q0 = vld1q_u8(quant), q1 = vld1q_u8(quant + 16), q2 = vld1q_u8(quant + 32),
+                                 q3 = vld1q_u8(quant + 48);
+                for (int r = 0; r < rows; ++r) {
+                    const act_group* group = act_at(act, r * act_stride);
+                    const int8x16_t a = broadcast_quad(group, j), b = broadcast_quad(group, j + 4);
+                    sum[r].a = nibble_dots(sum[r].a, q0, nibble, a, b);
+                    sum[r].b = nibble_dots(sum[r].b, q1, nibble, a, b);
+                    sum[r].c = nibble_dots(sum[r].c, q2, nibble, a, b);
+                    sum[r].d = nibble_dots(sum[r].d, q3, nibble, a, b);
+                }
+            }
+            for (int r = 0; r < rows; ++r) dot[r][t] = sum[r];
+        }
+    }
+
+    SUBSECOND_INLINE int32x4_t nibble_dots(int32x4_t sum, uint8x16_t both, uint8x16_t nibble, int8x16_t a,
+                                           int8x16_t b) {
+        const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, nibble));
+        return dot_two_quads(sum, low, a, vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), b);
+    }
+
 #else
 
     static constexpr int max_tiles = 1, max_rows = 2, most_rows = 2;
@@ -95,7 +130,7 @@ void lookup(const void* weight, int64_t index, int64_t k, float* out) {
         const int64_t quad = i % group_int / 4;
         const uint8_t byte = b.quant[64 * (quad % 4) + 4 * c + i % 4];
         const float q = static_cast<float>(quad < 4 ? byte & 15 : byte >> 4);
-        out[i] = __builtin_fmaf(_cvtsh_ss(b.scale[c]), q, _cvtsh_ss(b.minimum[c]));
+        out[i] = __builtin_fmaf(half_to_float(b.scale[c]), q, half_to_float(b.minimum[c]));
     }
 }
 

@@ -33,6 +33,40 @@ struct Int8 {
         }
     }
 
+#elif defined(__aarch64__)
+
+    static constexpr int max_tiles = 1, max_rows = 4, most_rows = 4;
+
+    // Flipping the top bit takes the offset away: q - 128 as s8, so nothing has to be corrected afterwards.
+    template <int rows, int tiles>
+    SUBSECOND_INLINE void dots(const Block* weight, int64_t groups, const act_group* act, int64_t act_stride,
+                               i32x16 (&dot)[rows][tiles]) {
+        for (int t = 0; t < tiles; ++t) {
+            i32x16 sum[rows];
+            for (int r = 0; r < rows; ++r) sum[r] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+#pragma GCC unroll 4
+            for (int j = 0; j < 8; j += 2) {
+                const uint8_t* quant = weight[t * groups].quant + 64 * j;
+                for (int r = 0; r < rows; ++r) {
+                    const act_group* group = act_at(act, r * act_stride);
+                    const int8x16_t a = broadcast_quad(group, j), b = broadcast_quad(group, j + 1);
+                    sum[r] = {pair_dots(sum[r].a, quant, a, b), pair_dots(sum[r].b, quant + 16, a, b),
+                              pair_dots(sum[r].c, quant + 32, a, b), pair_dots(sum[r].d, quant + 48, a, b)};
+                }
+            }
+            for (int r = 0; r < rows; ++r) dot[r][t] = sum[r];
+        }
+    }
+
+    // Four channels of a quad and of the next one. (Activations are never -128.)
+    SUBSECOND_INLINE int32x4_t pair_dots(int32x4_t sum, const uint8_t* quant, int8x16_t a, int8x16_t b) {
+        return dot_two_quads(sum, without_offset(quant), a, without_offset(quant + 64), b);
+    }
+
+    SUBSECOND_INLINE int8x16_t without_offset(const uint8_t* quant) {
+        return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(quant), vdupq_n_u8(128)));
+    }
+
 #else
 
     static constexpr int max_tiles = 1, max_rows = 2, most_rows = 2;
@@ -95,7 +129,7 @@ void lookup(const void* weight, int64_t index, int64_t k, float* out) {
     for (int64_t i = 0; i < k; ++i) {
         const block_int8& b = tile[i / group_int];
         const int q = b.quant[64 * (i % group_int / 4) + 4 * c + i % 4];
-        out[i] = _cvtsh_ss(b.scale[c]) * static_cast<float>(q - 128);
+        out[i] = half_to_float(b.scale[c]) * static_cast<float>(q - 128);
     }
 }
 

@@ -17,6 +17,14 @@ SUBSECOND_INLINE f32x16 power_of_two(f32x16 whole) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(to_int(whole), _mm512_set1_epi32(127)), 23));
 }
 SUBSECOND_INLINE void store_int(uint32_t* p, i32x16 x) { _mm512_storeu_si512(p, x); }
+#elif defined(__aarch64__)
+SUBSECOND_INLINE f32x16 power_of_two(f32x16 whole) { return power_of_two(to_int(whole)); }
+SUBSECOND_INLINE void store_int(uint32_t* p, i32x16 x) {
+    vst1q_u32(p, vreinterpretq_u32_s32(x.a));
+    vst1q_u32(p + 4, vreinterpretq_u32_s32(x.b));
+    vst1q_u32(p + 8, vreinterpretq_u32_s32(x.c));
+    vst1q_u32(p + 12, vreinterpretq_u32_s32(x.d));
+}
 #else
 SUBSECOND_INLINE void store_int(uint32_t* p, i32x16 x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.lo);

@@ -8,10 +8,14 @@ namespace subsecond::SUBSECOND_ISA {
 
 #define SUBSECOND_STRING_OF(x) #x
 #define SUBSECOND_STRING(x) SUBSECOND_STRING_OF(x)
+// neon and neon_dotprod give the same bits, so that both are "neon" to callers.
+#if !defined(SUBSECOND_TABLE_NAME)
+#define SUBSECOND_TABLE_NAME SUBSECOND_ISA
+#endif
 
 extern const KernelTable table;
 const KernelTable table = {
-    .name = SUBSECOND_STRING(SUBSECOND_ISA),
+    .name = SUBSECOND_STRING(SUBSECOND_TABLE_NAME),
     .linear = {linear_f32, linear_bf16, linear_int8, linear_int4},
     .kv = {kv_f32, kv_bf16, kv_int8},
     .attend_merge = attend_merge,

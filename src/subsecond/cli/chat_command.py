@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from subsecond.cli import console
+from subsecond.cli.options import ANSWER_TOKENS, model_given, sampling_given
 from subsecond.cli.options import Chat as Options
-from subsecond.cli.options import model_given, sampling_given
 from subsecond.errors import InputError, SubsecondError
 from subsecond.formats import cache
 from subsecond.formats.progress import TerminalProgress
@@ -29,7 +29,9 @@ def run(options: Options) -> int:
         llm = LLM(**model_given(options), max_sequences=1, progress=progress)
     with llm, _history():
         params = replace(llm.default_params, **sampling_given(options))
-        session = Session(Chat(llm, system=options.system, params=params))
+        session = Session(
+            Chat(llm, system=options.system, params=params, answer_tokens=ANSWER_TOKENS)
+        )
         if sys.stdin.isatty():
             console.note(
                 f"{options.model}; /help lists the commands, Ctrl-C ends an answer, Ctrl-D the chat"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from subsecond.cli import console
-from subsecond.cli.options import Generate, model_given, sampling_given
+from subsecond.cli.options import ANSWER_TOKENS, Generate, model_given, sampling_given
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
 from subsecond.tasks.completion import Piece
@@ -36,6 +36,8 @@ def run(options: Generate) -> int:
             if options.system is not None:
                 messages.insert(0, {"role": "system", "content": options.system})
             ids = llm.encode_chat(messages)
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=max(1, min(ANSWER_TOKENS, llm.context - len(ids))))
         show = (lambda text: None) if options.json else console.write
         try:
             result = stream(llm.stream_request(llm.request(ids, params)), show)

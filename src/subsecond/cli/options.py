@@ -14,6 +14,8 @@ from typing import Any, TypeVar, dataclass_transform
 
 from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
 
+ANSWER_TOKENS = 1024  # a small model that repeats itself ends here
+
 _Kind = TypeVar("_Kind")
 
 
@@ -31,11 +33,9 @@ def positional(help: str, default: Any = dataclasses.MISSING, **details: Any) ->
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(option, positional)
-)
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, positional))
 def command(kind: type[_Kind]) -> type[_Kind]:
-    """Marks a class that `chosen` makes a frozen dataclass; making all of them costs 10 ms."""
+    """Marks a class that `chosen` makes a dataclass; making all of them costs 10 ms."""
     return kind
 
 
@@ -64,7 +64,9 @@ class _Model:
 @command
 class _Sampling:
     max_tokens: int | None = option(
-        None, "most tokens of the answer (default: what the context holds)", type=int
+        None,
+        f"most tokens of an answer (default: {ANSWER_TOKENS}, or what the context still holds)",
+        type=int,
     )
     temperature: float | None = option(
         None, "0 takes the most probable token (default: the model's own, else 0)", type=float
@@ -172,7 +174,7 @@ def chosen(name: str) -> type[Any]:
     kind = COMMANDS[name]
     for base in reversed(kind.__mro__[:-1]):
         if "__dataclass_fields__" not in vars(base):
-            dataclasses.dataclass(frozen=True, kw_only=True)(base)
+            dataclasses.dataclass(kw_only=True, eq=False, repr=False)(base)
     return kind
 
 

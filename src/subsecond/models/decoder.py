@@ -30,7 +30,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Attention of one layer. Window 0 sees all positions; `rope` is a tensor's name, "" for none."""
+    """Attention of one layer. Window 0: all positions; `rope`: name of inv_freq, "" for none."""
 
     heads: int
     kv_heads: int
@@ -170,7 +170,7 @@ class Decoder:
             kv_heads=h.kv_heads,
             head_dim=h.head_dim,
             scale=h.scale,
-            window=h.window,
+            window=h.window if h.window < b.max_positions else 0,  # it would never hide anything
             softcap=h.softcap,
         )
 

@@ -1,4 +1,4 @@
-"""Gemma 2: norms with weight + 1 around each part, capped scores and logits, alternating windows."""
+"""Gemma 2: norms with weight + 1 around each part, capped scores and logits, alternate windows."""
 
 from __future__ import annotations
 

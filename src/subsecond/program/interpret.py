@@ -63,8 +63,7 @@ class Interpreter:
         work: Sequence[tuple[SequenceCache, Sequence[int]]],
         rows: Literal["all", "last"] | Sequence[int] = "last",
     ) -> F32:
-        """One step over a batch: each sequence's next tokens. Returns logits [R, vocab_size] of
-        the asked rows.
+        """One step over each sequence's next tokens: logits [R, vocab_size] of the asked rows.
 
         `rows` are indices into the step's tokens: all, the last of each sequence, or those given.
         The caches advance; a sequence may appear once in a step.

@@ -36,9 +36,7 @@ def padded(width: int) -> int:
 
 
 def lifetimes(program: Program) -> list[tuple[int, int]]:
-    """Per value: the index of the op that makes it and of the last op that reads it (the output
-    lives on).
-    """
+    """Per value: index of the op that makes it, and of the last that reads it (output: the end)."""
     first = {op.output: index for index, op in enumerate(program.ops)}
     last = dict(first)
     for index, op in enumerate(program.ops):
@@ -75,9 +73,7 @@ def plan(program: Program, in_place: Collection[str] = ELEMENTWISE) -> MemoryPla
 def _replaceable(
     program: Program, inputs: tuple[int, ...], spans: list[tuple[int, int]], index: int
 ) -> int | None:
-    """The first input that dies at op `index`. Elementwise ops have inputs and output of one
-    shape.
-    """
+    """The first input that dies at op `index`."""
     return next((value for value in inputs if spans[value][1] == index), None)
 
 

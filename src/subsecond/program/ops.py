@@ -40,9 +40,7 @@ MAX_HEADS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One attribute: its Python type, the allowed words (str), or the inclusive bounds (int,
-    float).
-    """
+    """One attribute: its Python type, and the allowed words or the inclusive bounds."""
 
     name: str
     kind: type[bool] | type[int] | type[float] | type[str]
@@ -172,9 +170,7 @@ def _norm(
 
 
 def linear_count(weights: Sequence[object]) -> int:
-    """How many matrices a linear op's weight places hold: they are n matrices, n biases and two
-    norm vectors.
-    """
+    """The n of a linear op's weight places: n matrices, n biases, two norm vectors."""
     count = (len(weights) - 2) // 2
     if count < 1 or len(weights) != 2 * count + 2:
         raise ModelError(f"linear: {len(weights)} weight places, expected 2n + 2")

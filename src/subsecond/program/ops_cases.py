@@ -32,9 +32,7 @@ class Case:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
 
     def program(self) -> Program:
-        """Token ids -> the op's result, gathered. Raises ModelError for pool, whose rows are
-        sequences.
-        """
+        """Token ids -> the op's gathered result. Raises ModelError for pool (rows of sequences)."""
         a = self.attributes
         shapes = [(width, "T") for width in self.inputs]
         width, _ = OPS[self.op].output(shapes, self.weights, a)

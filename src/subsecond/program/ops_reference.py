@@ -23,9 +23,7 @@ GROUP = 32  # K-group of the integer formats, csrc/kernels/formats.h
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """Values as f32 (a quantized matrix: what its grid stands for), and the format they are stored
-    in.
-    """
+    """Values as f32 (what a quantized matrix stands for), and the format they are stored in."""
 
     values: F32
     format: str = "f32"
@@ -33,9 +31,7 @@ class Weight:
 
 @dataclass(slots=True)
 class SequenceCache:
-    """Keys and values of one sequence: (group, layer) -> two arrays [positions, kv_heads,
-    head_dim].
-    """
+    """One sequence: (group, layer) -> keys and values, each [positions, kv_heads, head_dim]."""
 
     length: int = 0
     layers: dict[tuple[int, int], tuple[F32, F32]] = field(default_factory=dict)
@@ -79,9 +75,7 @@ def round_int8(x: F32, group: int) -> F32:
 
 
 def prepared(x: F32, weight_format: str) -> F32:
-    """Activations as a product with that weight format sees them (csrc/kernels/ops.h,
-    LinearKernel).
-    """
+    """Activations as products with that format see them (LinearKernel, csrc/kernels/ops.h)."""
     if weight_format == "f32":
         return x
     return round_bf16(x) if weight_format == "bf16" else round_int8(x, GROUP)

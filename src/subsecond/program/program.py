@@ -1,5 +1,4 @@
-"""The Program: a model as a flat list of op calls over SSA values, with its tensors and cache
-groups.
+"""The Program: a model as a flat list of op calls over SSA values.
 
 Owns: the data types, their validation, the JSON form and the text form. Knows nothing of
 checkpoints, of how a program is made or of how it is executed. A Program that exists has been

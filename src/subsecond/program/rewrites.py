@@ -18,7 +18,7 @@ from subsecond.program.program import Op, Program, Value
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a rewrite may look at: who makes a value (rewritten so far), and how often it is used."""
+    """What a rewrite may look at: who makes a value (rewritten so far) and how often it is used."""
 
     program: Program
     makers: dict[int, Op]

@@ -1,9 +1,12 @@
-"""The native executor behind a typed face: a Program and mapped weights in, a model that runs plans out.
+"""The native executor behind a typed face: a Program and mapped weights in, a model that runs
+plans out.
 
-Owns: checking at import that the C++ op list is the op table's, and building a native model from a Program. Knows
-nothing of requests or text. Does not import NumPy. What the native classes do is in docs/design.md, "Runtime".
+Owns: checking at import that the C++ op list is the op table's, and building a native model from a
+Program. Knows nothing of requests or text. Does not import NumPy. What the native classes do is in
+docs/design.md, "Runtime".
 
-Errors of the native module arrive as ModelError (the description of a model is wrong) and RequestError (a plan is).
+Errors of the native module arrive as ModelError (the description of a model is wrong) and
+RequestError (a plan is).
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ def _check_op_table() -> None:
     for name in sorted(set(ours) | set(theirs)):
         if ours.get(name) != theirs.get(name):
             raise ImportError(
-                f"subsecond._native and subsecond.program.ops disagree about op {name!r}: attributes "
-                f"{theirs.get(name)} and {ours.get(name)}; build the package again"
+                f"subsecond._native and subsecond.program.ops disagree about op {name!r}: "
+                f"attributes {theirs.get(name)} and {ours.get(name)}; build the package again"
             )
 
 
@@ -63,7 +66,7 @@ class TensorPlace(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model's buffers are made for: tokens, sequences and rows of logits of the largest step."""
+    """What a model's buffers are made for: tokens, sequences and logit rows of the largest step."""
 
     tokens: int
     sequences: int
@@ -94,8 +97,8 @@ def build(
     limits: Limits,
     offsets: Sequence[int] | None = None,
 ) -> Model:
-    """A finished model of `program` over the mapped `weights`, with `pages` KV pages of 64 positions in each cache
-    group. `offsets` replaces the memory plan (tests keep every value).
+    """A finished model of `program` over the mapped `weights`, with `pages` KV pages of 64
+    positions in each cache group. `offsets` replaces the memory plan (tests keep every value).
 
     Raises ModelError where program, tensors and file do not fit together.
     """

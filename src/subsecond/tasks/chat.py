@@ -7,6 +7,7 @@ engine keeps them and finds the common beginning by token ids).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from subsecond.engine.request import SamplingParams
@@ -21,10 +22,16 @@ class Chat:
 
     messages: the turns so far, [{"role": "user", "content": "..."}, ...]; may be read and replaced
     (`load`). system: the instruction that comes before all turns; None: the template's own.
+    answer_tokens: most tokens of an answer where `params` don't say; None: what the context holds.
     """
 
     def __init__(
-        self, llm: LLM, *, system: str | None = None, params: SamplingParams | None = None
+        self,
+        llm: LLM,
+        *,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        answer_tokens: int | None = None,
     ) -> None:
         if not llm.has_chat_template:
             raise TextError(
@@ -33,6 +40,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.system = system
         self.params = params
+        self.answer_tokens = answer_tokens
         self._llm = llm
 
     def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[Piece]:
@@ -43,9 +51,12 @@ class Chat:
         it was, if it no longer fits the context.
         """
         turns = [*self.messages, {"role": "user", "content": text}]
-        request = self._llm.request(
-            self._llm.encode_chat(self._with_system(turns)), params or self.params, keep=True
-        )
+        ids = self._llm.encode_chat(self._with_system(turns))
+        chosen = params or self.params or self._llm.default_params
+        if chosen.max_tokens is None and self.answer_tokens is not None:
+            room = max(1, self._llm.context - len(ids))
+            chosen = replace(chosen, max_tokens=min(self.answer_tokens, room))
+        request = self._llm.request(ids, chosen, keep=True)
         return self._answer(turns, self._llm.stream_request(request))
 
     def send(self, text: str, params: SamplingParams | None = None) -> str:

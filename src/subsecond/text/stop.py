@@ -12,7 +12,8 @@ class StopStrings:
     """Passes pieces through until a stop string appears; the stop string and what follows are
     dropped.
 
-    Text is held back only while it is the beginning of a stop string.
+    Of several, the one that is complete first counts, so that the result doesn't depend on where
+    the pieces were cut. Text is held back only while it is the beginning of a stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -28,14 +29,12 @@ class StopStrings:
         if not self._stops:
             return piece
         text = self._held + piece
-        earliest = len(text)
-        for stop in self._stops:
-            place = text.find(stop)
-            if 0 <= place < earliest:
-                earliest, self.found = place, stop
-        if self.found is not None:
+        found = [(text.find(stop), stop) for stop in self._stops]
+        ends = [(place + len(stop), place, stop) for place, stop in found if place >= 0]
+        if ends:
+            _, place, self.found = min(ends)
             self._held = ""
-            return text[:earliest]
+            return text[:place]
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -17,10 +17,8 @@ from typing import Any
 
 from subsecond.errors import ModelError, TextError, UnsupportedError
 
-# The library reads both when it first makes a thread pool: one prompt never pays for a pool of its
-# own threads.
+# Read by the library before it makes a thread pool: one prompt never pays for a pool of its own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 MAX_TEXT_BYTES = 1 << 20
 """Longest text that is tokenized: the library needs about 100 bytes of memory a byte of text."""
