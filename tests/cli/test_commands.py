@@ -310,3 +310,15 @@ def test_a_reader_that_leaves_is_no_error(tiny_artifact: Path, tmp_path: Path) -
     assert process.wait(timeout=30) in (0, 141)  # 0: it had written all before
     assert b"Traceback" not in errors
     assert b"rror" not in errors
+
+
+@pytest.mark.parametrize("arguments", [("generate", "-"), ("chat",)])
+def test_a_closed_standard_input_is_refused(tiny_artifact: Path, arguments: tuple[str]) -> None:
+    command = 'exec "$0" -m subsecond "$@" <&-'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, *arguments, "-m", str(tiny_artifact)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_refused(done, "standard input is closed")

@@ -25,6 +25,8 @@ MAX_SAVED_BYTES = 16 << 20
 
 def run(options: Options) -> int:
     """Exit code 0 at the end of input or after /exit."""
+    if sys.stdin is None:  # the process was started without one
+        raise InputError("standard input is closed; chat reads its messages from it")
     with TerminalProgress() as progress:
         llm = LLM(**model_given(options), max_sequences=1, progress=progress)
     with llm, _history():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subsecond.errors import TextError
+from subsecond.errors import InputError, TextError
 from subsecond.text.tokenizer import MAX_TEXT_BYTES
 
 
@@ -37,7 +37,11 @@ def peak_memory_mb() -> float:
 
 
 def read_stdin() -> str:
-    """All of standard input as text, bounded. TextError if it is too long or not UTF-8."""
+    """All of standard input as text, bounded. TextError if it is too long or not UTF-8, InputError
+    if there is none.
+    """
+    if sys.stdin is None:  # the process was started without one
+        raise InputError("standard input is closed; give the prompt as an argument or pipe it in")
     data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise TextError(f"standard input has more than {MAX_TEXT_BYTES:,} bytes; shorten it")
