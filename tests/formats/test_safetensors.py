@@ -12,6 +12,7 @@ import pytest
 import tiny
 
 from subsecond.errors import ModelError, UnsupportedError
+from subsecond.formats import files
 from subsecond.formats.convert import convert, open_checkpoint
 from subsecond.formats.pack import from_bf16, to_bf16
 from subsecond.formats.safetensors_in import SafetensorsCheckpoint
@@ -263,3 +264,39 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ModelError, match=r"'stranger'.*another model"):
         convert(folder, tmp_path / "a")
+
+
+BOMB = "[" + "[]," * 1_000_001 + "[]]"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_json_of_too_many_values_is_not_parsed(name: str, folder: Path) -> None:
+    (folder / name).write_text('{"a": ' + BOMB + "}")
+    with pytest.raises(ModelError, match=f"{name}.*JSON values"):
+        open_checkpoint(folder)
+
+
+def test_json_files_are_bounded_in_bytes(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": "' + "x" * files.LIMIT_JSON_BYTES + '"}')
+    with pytest.raises(ModelError, match=r"config.json.*limit"):
+        open_checkpoint(folder)
+
+
+def test_headers_of_too_many_values_are_not_parsed(folder: Path) -> None:
+    write_raw(folder / "model.safetensors", {"__metadata__": {"a": [[]] * 2_100_000}})
+    with pytest.raises(ModelError, match=r"model.safetensors.*JSON values"):
+        open_checkpoint(folder)
+
+
+def test_a_tokenizer_of_too_many_values_is_not_parsed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LIMIT_TOKENIZER_VALUES", 100)
+    with pytest.raises(ModelError, match=r"tokenizer.json.*100 JSON values"):
+        convert(folder, tmp_path / "a")
+
+
+def test_a_shard_name_too_long_is_named(folder: Path) -> None:
+    with_shard(folder, "x" * 300 + ".safetensors")
+    with pytest.raises(ModelError, match=r"x{300}"):
+        open_checkpoint(folder)

@@ -54,7 +54,7 @@ def test_spellings_that_end_a_turn_stop_too() -> None:
         "tokenizer.ggml.token_type": [1, 3, 1, 3],
         "tokenizer.ggml.eos_token_id": 3,
     }
-    tokenizer = json.dumps({"model": {"vocab": {"a": 0}}}).encode()
+    tokenizer = json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}).encode()
     settings = gather(Texts(gguf=metadata), tokenizer, {}, 4)
     assert settings.stop_ids == [1, 3]  # <|eot_id|> is ordinary text here
 
@@ -85,6 +85,8 @@ def test_ids_that_stop(
         (b'{"model": {"vocab": {"a": -1}}}', 4, "integer"),
         (b'{"model": {"vocab": {}}, "added_tokens": [3]}', 4, "added_tokens"),
         (b'{"model": {"vocab": [3]}}', 4, "model.vocab"),
+        (b'{"model": {"vocab": {}}, "added_tokens": 5}', 4, "added_tokens"),
+        (TOKENIZER, 11, "5 ids.*11 rows"),
     ],
 )
 def test_tokenizers_that_do_not_fit(tokenizer: bytes, vocabulary: int, words: str) -> None:
@@ -104,3 +106,37 @@ def test_named_templates_give_the_default(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     opened = open_artifact(convert(folder, tmp_path / "a").path)
     assert text_settings.decode(opened.read(artifact.TEXT)).chat_template == "d"
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "x", True])
+def test_sampling_defaults_that_are_no_numbers_are_named(value: Any) -> None:
+    texts = Texts(tokenizer_json=TOKENIZER, generation_config={"temperature": value})
+    with pytest.raises(ModelError, match=r"generation_config.json: temperature"):
+        gather(texts, TOKENIZER, {}, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("tokenizer_config.json", {"chat_template": "{% for %}"}, "chat_template.*compiled"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": [5]}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "a", "template": []}]}, "template"),
+        ("tokenizer.json", {"decoder": {"type": "zz"}}, "tokenizer.json"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_refused_at_convert(
+    name: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    folder = tiny.write("llama", tmp_path / "hf", tokenizer=True)
+    document = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(document | changes))
+    with pytest.raises(ModelError, match=words):
+        convert(folder, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_gguf_template_that_is_no_text_is_refused() -> None:
+    metadata = {"tokenizer.ggml.tokens": ["a"], "tokenizer.chat_template": 5}
+    with pytest.raises(ModelError, match=r"tokenizer\.chat_template"):
+        gather(Texts(gguf=metadata), b'{"model": {"vocab": {"a": 0}}}', {}, 1)

@@ -93,6 +93,11 @@ def test_unsupported_options_are_refused_by_name(
     ("family", "changes", "message"),
     [
         ("llama", {"model_type": "qwen2"}, "contradicts"),
+        ("llama", {"architectures": "LlamaForCausalLM"}, "architectures.*list"),
+        ("llama", {"rope_scaling": {"factor": 4.0}}, "no rope_type"),
+        ("llama", {"rope_scaling": {"type": "linear", "rope_type": "default"}}, "contradicts"),
+        ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ("llama", {"hidden_size": 10**400}, "hidden_size"),
         ("llama", {"architectures": None, "model_type": None}, "neither"),
         (
             "llama",
@@ -124,6 +129,60 @@ def test_contradictions_are_refused_by_name(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         build(family, **changes)
+
+
+COMPUTED: dict[str, Any] = {
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.2,
+    "logits_scaling": 8.0,
+    "clip_qkv": 6.0,
+    "use_qk_norm": True,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "no_rope_layers": [1, 0],
+    "alibi": True,
+    "attention_chunk_size": 64,
+    "is_encoder_decoder": True,
+}
+
+
+@pytest.mark.parametrize("key", COMPUTED)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_keys_that_change_the_computation_are_refused(family: str, key: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{key} = "):
+        build(family, **{key: COMPUTED[key]})
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("llama", "attn_logit_softcapping", 50.0),
+        ("llama", "final_logit_softcapping", 30.0),
+        ("llama", "sliding_window", 64),
+        ("llama", "layer_types", ["full_attention", "sliding_attention"]),
+        ("llama", "rope_scaling", {"rope_type": "linear", "factor": 2.0, "attention_factor": 3.0}),
+        ("llama", "rope_scaling", {"rope_type": "default", "factor": 2.0}),
+        ("gpt2", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("gpt2", "sliding_window", 64),
+        ("qwen3", "final_logit_softcapping", 30.0),
+    ],
+)
+def test_options_of_other_families_are_refused(family: str, key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=key):
+        build(family, **{key: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"residual_multiplier": 1, "logits_scaling": 1.0, "num_experts": 0, "alibi": False},
+        {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 1], "sliding_window": None},
+        {"is_encoder_decoder": False, "use_qk_norm": False, "attention_chunk_size": None},
+    ],
+)
+def test_harmless_values_of_such_keys_are_accepted(changes: dict[str, Any]) -> None:
+    assert build(strict=True, **changes).program == build().program
 
 
 @pytest.mark.parametrize(

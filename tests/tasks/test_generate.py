@@ -331,3 +331,10 @@ def test_default_params_follow_the_model(llm: LLM) -> None:
     assert llm.default_params == SamplingParams(temperature=0.0)
     greedy = llm.generate("x", sampling(max_tokens=4, temperature=0.0))[0].token_ids
     assert llm.generate("x")[0].token_ids[:4] == greedy
+
+
+@pytest.mark.parametrize("params", [5, "x", {"temperature": 0.0}, [5]])
+def test_params_of_another_type_are_refused(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="params must be SamplingParams") as caught:
+        llm.generate("the sky", params)
+    assert caught.value.param == "params"

@@ -14,6 +14,10 @@ PLAIN = (
     "{% for m in messages %}<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|user|>a\n{% endif %}"
 )
+DOUBLING = (
+    "{%% set ns = namespace(s='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.s = %s %%}"
+    "{%% endfor %%}ok"
+)
 USER = [{"role": "user", "content": "the sky"}]
 
 
@@ -45,6 +49,20 @@ def test_what_templates_in_the_field_use() -> None:
     assert text == '<s>{"role": "user", "content": " hé<>\'"}3ABhé<>\'4no tools[0, 1, 2]"é"'
 
 
+def test_bounded_operations_give_what_jinja_gives() -> None:
+    source = (
+        "{{ ', '.join(messages | map(attribute='role')) }}|{{ ['a', 1] | join('-') }}|"
+        "{{ 'a-b' | replace('-', '+') }}|{{ 1 ~ none ~ 'x' }}|{{ [1] + [2] }}|{{ (1, 2)[0] }}|"
+        "{{ {'a': [1]} | tojson(indent=2) }}|{{ '{}:{:>3}'.format('a', 1) }}|{{ 'a\nb' | indent }}|"
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}|"
+        "{% for k, v in {'x': 1}.items() if v %}{{ k }}{{ loop.last }}{% endfor %}|"
+        "{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}|{{ missing }}"
+    )
+    assert ChatTemplate(source).render(USER) == (
+        'user|a-1|a+b|1Nonex|[1, 2]|1|{\n  "a": [\n    1\n  ]\n}|a:  1|a\n    b|1|xTrue|12|'
+    )
+
+
 def test_a_template_can_refuse_messages_in_its_own_words() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(TextError, match="roles must alternate"):
@@ -63,12 +81,43 @@ def test_a_template_can_refuse_messages_in_its_own_words() -> None:
         "{{ 10 ** 1000000 }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ 'a'.ljust(1000000000) }}",
-        "{{ 'a' | center(1000000000) }}",
-        "{{ '{:>1000000000}'.format('a') }}" if False else "{{ 'a'.zfill(1000000000) }}",
+        "{{ '{:>1000000000}'.format('a') }}",
+        "{{ '{:{w}}'.format('a', w=99999) }}",
+        "{{ 'a'.zfill(1000000000) }}",
         "{{ messages[7].content.x.y }}",
         "{{ 1 / 0 }}",
         "{% for i in range(90000) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
         "{{ undefined_function() }}",
+        DOUBLING % "ns.s ~ ns.s",
+        DOUBLING % "ns.s + ns.s",
+        DOUBLING % "[ns.s, ns.s]",
+        DOUBLING % "{'a': ns.s, 'b': ns.s}",
+        DOUBLING % "(ns.s, ns.s)",
+        DOUBLING % "ns.s.replace('a', 'aa')",
+        DOUBLING % "ns.s | replace('a', 'aa')",
+        DOUBLING % "[ns.s, ns.s] | join",
+        DOUBLING % "''.join([ns.s, ns.s])",
+        "{% set ns = namespace(s='a') %}{% for i in range(40) %}"
+        "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
+        "{% set s = 'x' * 100000 %}{% for a in s %}"
+        "{% for b in s if false %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(40) }}",
+        "{% for a in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+        "{% set s %}{% for i in range(90000) %}" + "x" * 9000 + "{% endfor %}{% endset %}",
+        "{{ ('a' * 100000) | replace('a', 'a' * 100000) }}",
+        "{{ ('a' * 100000) * 99999 }}",
+        "{{ range(100000) | join('a' * 100000) }}",
+        "{{ range(100000) | map('indent', 100000) | list }}",
+        "{{ [1] | tojson(indent=2000000000) }}",
+        "{{ ('a' * 100000).join(range(90000) | map('string')) }}",
+        "{{ ('a' * 100000).join(dict(a='b', c='d').values()) * 20 }}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = ns %}{{ 'x' | replace(ns, 'a') }}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = ns %}{{ 'x'.replace(ns, 'a') }}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = ns %}{{ ns }}",
+        "{{ ('\\t' * 99999).expandtabs(99999) }}",
+        "{{ strftime_now('%Y' * 50000) }}",
+        "{{ raise_exception('\\ud800') }}",
     ],
 )  # fmt: skip
 def test_escapes_and_bombs_are_text_errors(source: str) -> None:
@@ -77,7 +126,16 @@ def test_escapes_and_bombs_are_text_errors(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{% for %}", "{{ x", "{% endif %}", "{{ x | no_such_filter }}", "x" * 300_000]
+    "source",
+    [
+        "{% for %}",
+        "{{ x",
+        "{% endif %}",
+        "{{ x | no_such_filter }}",
+        "x" * 300_000,
+        "{{ [1] | batch(1000000000, 'x') | list }}",
+        "{{ 'a' | center(1000000000) }}",
+    ],
 )
 def test_a_broken_template_is_a_model_error(source: str) -> None:
     with pytest.raises(ModelError, match="chat template"):
@@ -140,3 +198,19 @@ def test_deep_nesting_is_refused(byte_level: Tokenizer) -> None:
         deep = [deep]
     with pytest.raises(TextError, match="nested"):
         ChatTemplate(PLAIN).encode(byte_level, [{"role": "user", "content": deep}])
+
+
+def test_memory_that_runs_out_is_a_text_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+
+    def no_memory(**variables: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(template._template, "generate", no_memory)
+    with pytest.raises(TextError, match="MemoryError"):
+        template.render(USER)
+
+
+def test_each_rendering_has_a_whole_budget() -> None:
+    template = ChatTemplate("{% for i in range(60000) %}{% endfor %}{{ messages[0].content }}")
+    assert [template.render(USER) for _ in range(3)] == ["the sky"] * 3

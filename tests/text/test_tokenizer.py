@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
 from gguf_metadata import byte_level_metadata, sentencepiece_metadata
@@ -143,3 +144,80 @@ def test_threads_share_a_tokenizer(byte_level: Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def _document(**changes: Any) -> str:
+    return json.dumps({**json.loads(gguf_tokenizer.build(byte_level_metadata())), **changes})
+
+
+def _template(single: list[Any]) -> dict[str, Any]:
+    pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}}
+
+
+TEXT_PIECE = {"Sequence": {"id": "A", "type_id": 0}}
+TOKEN_PIECE = {"SpecialToken": {"id": "<zz>", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("key", "component", "named"),
+    [
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "FixedLength"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "New"}]}, "New"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "charsmap"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////w=="}, "charsmap"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": 1}, "charsmap"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 1000}, "longer"),
+        (
+            "normalizer",
+            {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+                ]
+                * 4,
+            },
+            "longer",
+        ),
+        ("post_processor", _template([TOKEN_PIECE, TEXT_PIECE]), "<zz>"),
+        ("post_processor", _template([]), "0 times"),
+        ("post_processor", _template([TEXT_PIECE] * 2), "2 times"),
+        ("decoder", {"type": "CTC"}, "CTC"),
+    ],
+)
+def test_components_that_are_unknown_or_unbounded_are_refused(
+    key: str, component: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ModelError, match=named):
+        Tokenizer(_document(**{key: component}))
+
+
+def test_dropout_is_refused() -> None:
+    model = json.loads(_document())["model"]
+    with pytest.raises(UnsupportedError, match=r"dropout is 0\.5"):
+        Tokenizer(_document(model={**model, "dropout": 0.5}))
+
+
+def test_errors_and_panics_of_the_library_are_text_errors() -> None:
+    backtracking = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    panics = Tokenizer(_document(pre_tokenizer={**backtracking, "invert": False}))
+    with pytest.raises(TextError, match=r"tokenizer\.json"):
+        panics.encode("a" * 40 + "!")
+    with pytest.raises(TextError, match=r"tokenizer\.json"):
+        panics.encode_segments(["x", 1, "a" * 40 + "!"])
+    assert panics.encode("a!")  # the lock went back
+    unigram = {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]], "byte_fallback": False}
+    with pytest.raises(TextError, match="unk_id"):
+        Tokenizer(_document(model=unigram, added_tokens=[])).encode("zzz")
+
+
+def test_an_interrupt_is_not_an_error_of_the_text(
+    byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def encode(self, *args: Any, **options: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(byte_level, "_library", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        byte_level.encode("x")

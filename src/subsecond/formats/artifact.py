@@ -103,7 +103,7 @@ class Artifact:
         before."""
         path = files.inside(self.path, name)
         self._check_file(name, path, remembered=True)
-        data = files.read_bytes(path)
+        data = files.read_bytes(path, files.LIMIT_TOKENIZER_BYTES)
         if len(data) != self.manifest.files[name].size:
             raise ModelError(f"{path}: changed while it was read")
         return data

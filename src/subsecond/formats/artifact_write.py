@@ -34,6 +34,15 @@ def writing(target: Path, weights: WeightFormat, source: Source) -> Iterator[Wri
     that stands there (a file, a folder that is not empty) is refused. Raises InputError for that
     and when the disk refuses (full, ...).
     """
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot write the artifact {target}: {reason}; choose another output"
+        ) from None
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target} exists and is not an artifact folder; choose another output")
     if target.is_dir() and any(target.iterdir()) and not artifact.is_artifact(target):

@@ -84,8 +84,8 @@ def _cannot_lock(path: Path, error: OSError) -> InputError:
 
 
 def is_verified(path: Path, sha256: str) -> bool:
-    """Whether this very file (device, inode, size, modification time) was found to have this
-    SHA-256 before."""
+    """Whether this very file (device, inode, size, times of modification and of change)
+    was found to have this SHA-256 before."""
     try:
         return (home() / "verified" / _identity(path)).read_text() == sha256
     except (OSError, ValueError, InputError):
@@ -102,4 +102,6 @@ def remember_verified(path: Path, sha256: str) -> None:
 
 def _identity(path: Path) -> str:
     info = path.stat()
-    return f"{info.st_dev:x}-{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}"
+    # The time of change too: a program can set a file's modification time, but not this one.
+    times = f"{info.st_mtime_ns:x}-{info.st_ctime_ns:x}"
+    return f"{info.st_dev:x}-{info.st_ino:x}-{info.st_size:x}-{times}"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond.errors import InputError, ModelError, UnsupportedError
-from subsecond.formats import artifact, artifact_write, certificate, text_settings
+from subsecond.formats import artifact, artifact_write, certificate, files, text_settings
 from subsecond.formats.artifact import WeightFormat
 from subsecond.formats.artifact_write import Writer
 from subsecond.formats.certificate import Canary, Certificate, LogitsDifference
@@ -32,6 +32,7 @@ from subsecond.models import Built, Recipe, build
 from subsecond.program.program import TensorSpec
 from subsecond.program.rewrites import fuse
 from subsecond.text import gguf_tokenizer
+from subsecond.text.tokenizer import Tokenizer
 
 # Gets the folder of a complete artifact whose certificate has no canaries yet.
 CanaryHook = Callable[[Path], list[Canary]]
@@ -52,7 +53,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a Hugging Face folder or a GGUF file. Raises ModelError for anything else."""
     path = Path(path)
-    if path.is_dir():
+    if files.is_folder(path):
         from subsecond.formats.safetensors_in import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(path, name=name, revision=revision)
@@ -121,6 +122,7 @@ def _convert(
         else texts.tokenizer_json
     )
     settings = text_settings.gather(texts, tokenizer, checkpoint.config, built.program.vocab_size)
+    Tokenizer(tokenizer)  # refuses now what the model could not be run with
     program = fuse(built.program)
     with artifact_write.writing(out, weights, checkpoint.source()) as writer:
         exact = _write_tensors(checkpoint, built, weights, writer, report)

@@ -18,7 +18,11 @@ from typing import Any
 
 from subsecond.errors import ModelError
 
-LIMIT_JSON_BYTES = 64 << 20
+LIMIT_JSON_BYTES = 16 << 20
+LIMIT_TOKENIZER_BYTES = 128 << 20
+# Parsed, one JSON value takes up to about 100 bytes, whatever it takes in the file.
+LIMIT_JSON_VALUES = 1_000_000
+LIMIT_TOKENIZER_VALUES = 8_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -54,6 +58,22 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def is_folder(path: Path) -> bool:
+    """Path.is_dir, but false where the system refuses to say (a name too long, no permission)."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Path.exists, but false where the system refuses to say."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Opens an ordinary file for reading. Raises ModelError for anything else (missing, folder,
     FIFO, device)."""
@@ -78,17 +98,21 @@ def read_bytes(path: Path, limit: int = LIMIT_JSON_BYTES) -> bytes:
         if size > limit:
             raise ModelError(f"{path}: {size} bytes are more than the limit of {limit}")
         try:
-            data = file.read(limit + 1)
+            data = file.read(size + 1)  # what is asked for is allocated at once
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > limit:
+    if len(data) > size:
         raise ModelError(f"{path}: grows while it is read")
     return data
 
 
-def parse_json(data: bytes, what: str) -> Any:
-    """Strict UTF-8 JSON; a key that appears twice in one object is refused. Raises ModelError
-    naming `what`."""
+def parse_json(data: bytes, what: str, limit: int = LIMIT_JSON_VALUES) -> Any:
+    """Strict UTF-8 JSON of at most `limit` values; a key that appears twice in one object is
+    refused. Raises ModelError naming `what`."""
+    # An upper bound: every value but the first follows one of these. Those in strings count too.
+    values = data.count(b"[") + data.count(b"{") + data.count(b",")
+    if values > limit:
+        raise ModelError(f"{what}: more than {limit} JSON values; it is damaged or not a model's")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)

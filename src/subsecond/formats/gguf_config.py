@@ -24,6 +24,21 @@ _LIMIT_BLOCKS = 1 << 12
 _LIMIT_SIZE = 1 << 24
 # Keys of every architecture that do not change the computation, or repeat what the tensors say.
 _BOOKKEEPING = {"tensor_data_layout", "rope.scaling.finetuned"}
+# Keys by which architectures change the computation, and the values under which they do not: what
+# no family here reads is refused under any other value.
+_COMPUTATION: Mapping[str, tuple[float | bool, ...]] = {
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "attention.scale": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "use_parallel_residual": (False,),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ def describe(header: Header, floats: Callable[[str], Sequence[float]]) -> Descri
         )
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config.update(_rope(keys, header, config, floats))
+    keys.refuse_computation()
     config.update(keys.unused())
     return Description(config, tensors)
 
@@ -137,6 +153,21 @@ class _Keys:
 
     def has_tensor(self, tensor: str) -> bool:
         return tensor in self._header.tensors
+
+    def refuse_computation(self) -> None:
+        """Refuses the keys of _COMPUTATION that nobody has read, unless their value is harmless."""
+        for key, harmless in _COMPUTATION.items():
+            if key in self._used or key not in self._values:
+                continue
+            value = self._values[key]
+            if not any(
+                isinstance(value, bool) == isinstance(h, bool) and value == h for h in harmless
+            ):
+                raise UnsupportedError(
+                    f"GGUF {self._prefix}{key} = {_short(value)} changes the computation and is "
+                    "not supported for this architecture"
+                )
+            self._used.add(key)
 
     def unused(self) -> dict[str, Value]:
         return {self._prefix + k: v for k, v in self._values.items() if k not in self._used}
@@ -217,6 +248,11 @@ def _llama(keys: _Keys) -> dict[str, Any]:
 def _qwen(keys: _Keys) -> dict[str, Any]:
     config = _common(keys) | {"hidden_act": "silu"}
     _full_rotary(keys, config["head_dim"])
+    window = keys.integer("attention.sliding_window", 0, low=0, high=1 << 31)
+    if 0 < window < config["max_position_embeddings"]:
+        raise UnsupportedError(
+            f"GGUF attention.sliding_window = {window}: windows of Qwen are not supported"
+        )
     return config
 
 
@@ -296,10 +332,20 @@ def _rope(
     keys: _Keys, header: Header, config: Mapping[str, Any], floats: Callable[[str], Sequence[float]]
 ) -> dict[str, Any]:
     """Rope scaling, from the scaling keys and from the tensors of per-frequency factors."""
-    kind = keys.word("rope.scaling.type", "none")
-    factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 1.0))
+    kind = keys.word("rope.scaling.type", "linear")  # llama.cpp's default
+    factor = _rope_factor(keys)
     original = keys.integer("rope.scaling.original_context_length", 0, low=0, high=1 << 31)
-    keys.real("rope.scaling.attn_factor", 1.0)  # repeats what follows from the two context lengths
+    _check_attention_factor(keys, config, original)
+    by_frequency = [
+        name
+        for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+        if name in header.tensors
+    ]
+    if factor != 1.0 and (kind == "none" or by_frequency):
+        raise ModelError(
+            f"GGUF rope.scaling.factor {factor} contradicts "
+            f"{'rope.scaling.type none' if kind == 'none' else f'the tensor {by_frequency[0]!r}'}"
+        )
     if "rope_freqs.weight" in header.tensors:
         return {"rope_scaling": _llama3_scaling(floats("rope_freqs.weight"), config["rope_theta"])}
     if (
@@ -320,6 +366,31 @@ def _rope(
     if original:
         scaling["original_max_position_embeddings"] = original
     return {"rope_scaling": scaling}
+
+
+def _rope_factor(keys: _Keys) -> float:
+    """The factor under its new or older name; 0 means none, as in llama.cpp."""
+    older = keys.real("rope.scale_linear", 0.0)
+    factor = keys.real("rope.scaling.factor", 0.0) or older or 1.0
+    if older and older != factor:
+        raise ModelError(f"GGUF rope.scaling.factor {factor} contradicts rope.scale_linear {older}")
+    return factor
+
+
+def _check_attention_factor(keys: _Keys, config: Mapping[str, Any], original: int) -> None:
+    """Refuses a rope.scaling.attn_factor that is not the one that follows from the model.
+
+    LongRoPE's follows from the two context lengths (arXiv:2402.13753); all others have 1.
+    """
+    given = keys.real("rope.scaling.attn_factor", 1.0)
+    wanted = 1.0
+    if config["model_type"] == "phi3" and 1 < original < config["max_position_embeddings"]:
+        ratio = config["max_position_embeddings"] / original
+        wanted = math.sqrt(1 + math.log(ratio) / math.log(original))
+    if given != 1.0 and not math.isclose(given, wanted, rel_tol=1e-4):
+        raise UnsupportedError(
+            f"GGUF rope.scaling.attn_factor {given} is not supported, only {wanted:.6g}"
+        )
 
 
 def _llama3_scaling(factors: Sequence[float], theta: float) -> dict[str, Any]:

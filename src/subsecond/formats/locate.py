@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from subsecond.errors import InputError, ModelError
-from subsecond.formats import artifact, cache, hub
+from subsecond.formats import artifact, cache, files, hub
 from subsecond.formats.aliases import ALIASES, Alias
 from subsecond.formats.artifact import WeightFormat
 from subsecond.program import program
@@ -110,13 +110,13 @@ def _resolve(model: str | os.PathLike[str], weights: WeightFormat | None) -> Pat
     if not name or "\0" in name:
         raise InputError("the model's name is empty or not a name")
     path = Path(name)
-    if path.is_dir():
+    if files.is_folder(path):
         if not artifact.is_artifact(path):
             return _local(path)
         if weights is not None:
             _check_weights(path, weights)
         return path
-    if path.exists():
+    if files.exists(path):
         return _local(path)
     if name in ALIASES:
         return _alias(ALIASES[name])
@@ -214,7 +214,7 @@ def _is_whole(target: Path) -> bool:
 def _is_newest(model: str | os.PathLike[str], target: Path) -> bool:
     """Whether a hub model is of the commit that its revision names today; true for all others."""
     name = os.fspath(model)
-    hub_id = None if Path(name).exists() or name in ALIASES else hub.parse(name)
+    hub_id = None if files.exists(Path(name)) or name in ALIASES else hub.parse(name)
     if hub_id is None:
         return True
     return (

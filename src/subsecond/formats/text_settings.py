@@ -8,7 +8,6 @@ import NumPy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +50,7 @@ _END_OF_TURN = frozenset(
     ]
 )
 _GGUF_CONTROL = 3
+_LIMIT_DEFAULT = 1e30
 
 
 class TextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +95,12 @@ def gather(
             f"{vocab_size} rows; "
             "this tokenizer belongs to another model"
         )
+    if 2 * len(set(ids.values())) < vocab_size:
+        raise ModelError(
+            f"tokenizer.json: model.vocab and added_tokens have {len(set(ids.values()))} ids, but "
+            f"the embedding has {vocab_size} rows; this tokenizer belongs to another model"
+        )
+    _check_template(texts)
     if texts.gguf is not None:
         special, stop = _from_gguf(texts.gguf)
     else:
@@ -114,10 +120,26 @@ def gather(
     )
 
 
+def _check_template(texts: Texts) -> None:
+    """Raises ModelError, naming the field, for a chat template that is no text or does not
+    compile."""
+    stored = (texts.gguf or {}).get("tokenizer.chat_template")
+    if stored is not None and not isinstance(stored, str):
+        raise ModelError(f"GGUF tokenizer.chat_template must be a string, not {stored!r:.60}")
+    if texts.chat_template is None:
+        return
+    from subsecond.text.template import ChatTemplate
+
+    try:
+        ChatTemplate(texts.chat_template, {})
+    except ModelError as error:
+        raise ModelError(f"chat_template: {error}") from None
+
+
 def _ids(tokenizer_json: bytes) -> dict[str, int]:
     """Token -> id of a tokenizer.json: its model's vocabulary (a map, or Unigram's list) and the
     added tokens."""
-    tokenizer = files.parse_json(tokenizer_json, "tokenizer.json")
+    tokenizer = files.parse_json(tokenizer_json, "tokenizer.json", files.LIMIT_TOKENIZER_VALUES)
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -128,7 +150,10 @@ def _ids(tokenizer_json: bytes) -> dict[str, int]:
         raise ModelError(
             "tokenizer.json: model.vocab is missing; the file is damaged or not a tokenizer"
         )
-    for token in tokenizer.get("added_tokens") or []:
+    added = tokenizer.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise ModelError("tokenizer.json: added_tokens must be a list of objects")
+    for token in added:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise ModelError("tokenizer.json: added_tokens must be objects with content and id")
         ids[token["content"]] = token.get("id")
@@ -193,10 +218,10 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, float | int | bool]:
         if (
             isinstance(value, bool)
             or not isinstance(value, (int, float))
-            or not math.isfinite(value)
+            or not abs(value) <= _LIMIT_DEFAULT  # false for NaN too
         ):
             raise ModelError(
-                f"generation_config.json: {name} must be a finite number, not {value!r}"
+                f"generation_config.json: {name} must be a finite number, not {repr(value)[:60]}"
             )
         out[name] = value
     if isinstance(config.get("do_sample"), bool):

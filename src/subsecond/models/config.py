@@ -7,7 +7,6 @@ name, known to be bookkeeping, or reported. Knows nothing of tensors or programs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from subsecond.errors import ModelError, UnsupportedError
@@ -24,7 +23,7 @@ BOOKKEEPING = frozenset(
     classifier_dropout embedding_dropout dropout gradient_checkpointing pretraining_tp
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     torchscript use_return_dict problem_type finetuning_task id2label label2id num_labels
-    task_specific_params chunk_size_feed_forward is_encoder_decoder is_decoder tie_encoder_decoder
+    task_specific_params chunk_size_feed_forward is_decoder tie_encoder_decoder
     summary_type summary_use_proj summary_activation summary_proj_to_labels max_length min_length
     do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
     typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
@@ -34,7 +33,70 @@ BOOKKEEPING = frozenset(
     """.split()  # noqa: SIM905 - a list of ninety quoted words reads worse
 )
 
+# Keys by which architectures change the computation, and the values under which they do not. A
+# family that honours one reads it; under any other family only a harmless value is accepted.
+_FULL = "full_attention"
+COMPUTATION: Mapping[str, tuple[object, ...]] = {
+    "is_encoder_decoder": (False,),
+    "use_bidirectional_attention": (False,),
+    "is_causal": (True,),
+    # scales and caps
+    "attention_multiplier": (),
+    "attention_scale": (),
+    "query_pre_attn_scalar": (),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "embedding_multiplier": (1.0,),
+    "scale_emb": (1.0,),
+    "scale_depth": (),
+    "dim_model_base": (),
+    "residual_multiplier": (1.0,),
+    "logits_scaling": (1.0,),
+    "logit_scale": (1.0,),
+    "clip_qkv": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "normalize_embedding": (False,),
+    # structure
+    "use_qk_norm": (False,),
+    "parallel_residual": (False,),
+    "use_parallel_residual": (False,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "n_routed_experts": (0, 1),
+    # positions and windows
+    "alibi": (False,),
+    "rope_scaling": (),
+    "rope_parameters": (),
+    "rope_interleaved": (False,),
+    "rope_local_base_freq": (),
+    "partial_rotary_factor": (1.0,),
+    "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "sliding_window": (),
+    "attention_chunk_size": (),
+    "layer_types": (),
+}
+
 _MISSING = object()
+
+
+def _is_harmless(key: str, value: object) -> bool:
+    if isinstance(value, list):
+        # One entry a layer: 1 in no_rope_layers means that the layer does rotate.
+        per_layer = {"layer_types": _FULL, "no_rope_layers": 1}.get(key)
+        return per_layer is not None and all(_same(item, per_layer) for item in value)
+    return any(_same(value, harmless) for harmless in COMPUTATION[key])
+
+
+def _same(a: object, b: object) -> bool:
+    """Equal as JSON values: 1 is 1.0, but it is not true."""
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class ConfigReader:
@@ -60,7 +122,9 @@ class ConfigReader:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ModelError(f"config key {self._name(key)} must be an integer, not {value!r}")
         if not low <= value <= high:
-            raise ModelError(f"config key {self._name(key)} is {value}, outside {low}..{high}")
+            raise ModelError(
+                f"config key {self._name(key)} is {_short(value)}, outside {low}..{high}"
+            )
         return value
 
     def number(
@@ -70,8 +134,12 @@ class ConfigReader:
         value = self._take(key, _MISSING if default is None else default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ModelError(f"config key {self._name(key)} must be a number, not {value!r}")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ModelError(f"config key {self._name(key)} is {value}, outside {low}..{high}")
+        # Compared before any conversion: an integer may be larger than a float can be. NaN is in no
+        # range.
+        if not low <= value <= high:
+            raise ModelError(
+                f"config key {self._name(key)} is {_short(value)}, outside {low}..{high}"
+            )
         return float(value)
 
     def optional_integer(self, key: str, default: int | None) -> int | None:
@@ -105,8 +173,14 @@ class ConfigReader:
         value = self._take(key, None)
         if value is None:
             return None
-        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-            raise ModelError(f"config key {self._name(key)} must be a list of strings")
+        if (
+            isinstance(value, str)
+            or not isinstance(value, Sequence)
+            or not all(isinstance(item, str) for item in value)
+        ):
+            raise ModelError(
+                f"config key {self._name(key)} must be a list of strings, not {_short(value)}"
+            )
         return list(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
@@ -140,6 +214,19 @@ class ConfigReader:
             raise UnsupportedError(
                 f"config key {self._name(key)} = {value!r} is not supported, only {choices}"
             )
+
+    def refuse_computation(self) -> None:
+        """Refuses the keys of COMPUTATION that nobody has used, unless their value is harmless."""
+        for key in COMPUTATION:
+            if key in self._used or not self.has(key):
+                continue
+            value = self._config[key]
+            if not _is_harmless(key, value):
+                raise UnsupportedError(
+                    f"config key {self._name(key)} = {_short(value)} changes the computation and "
+                    "is not supported by this family"
+                )
+            self._used.add(key)
 
     def ignore(self, *keys: str) -> None:
         """Declares keys that this family knows and that do not change its logits."""

@@ -30,7 +30,8 @@ FAMILIES: Mapping[str, tuple[str, Callable[[ConfigReader, Shapes], Built]]] = {
 def build(config: Mapping[str, object], shapes: Shapes, strict: bool = False) -> Built:
     """The plain program of the model that `config` (a config.json) and tensor `shapes` describe.
 
-    With `strict`, a config key that the family does not know is an error instead of a warning.
+    A key that changes the computation and that the family does not honour is always an error. With
+    `strict`, a config key that the family does not know is an error instead of a warning.
     Raises UnsupportedError for an unknown architecture or an unsupported option, ModelError for a
     contradiction.
     """
@@ -41,6 +42,7 @@ def build(config: Mapping[str, object], shapes: Shapes, strict: bool = False) ->
     reader.only("add_cross_attention", False)
     reader.only("cross_attention_hidden_size")
     built = FAMILIES[family][1](reader, shapes)
+    reader.refuse_computation()
     unknown = [
         f"config key {name} is not known to family {family} and was not used"
         for name in reader.unused()

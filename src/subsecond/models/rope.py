@@ -122,10 +122,15 @@ def scaled(
     if parameters is None:
         return Rope(tuple(frequencies(base.theta, base.rotary)))
     theta = parameters.number("rope_theta", base.theta, low=1e-6)
-    kind = parameters.word("rope_type", parameters.word("type", "default"))
+    kind = _kind(parameters)
     base = replace(base, theta=theta)
     plain = frequencies(theta, base.rotary)
+    for key in ("full_attention", "sliding_attention"):  # ropes by layer: the family has one
+        parameters.only(key)
+    if kind not in ("longrope", "su"):
+        parameters.only("attention_factor", 1.0, 1)
     if kind == "default":
+        parameters.only("factor", 1.0, 1)
         return Rope(tuple(plain))
     if kind == "linear":
         factor = parameters.number("factor", low=1e-6)
@@ -136,6 +141,19 @@ def scaled(
         return _longrope(config, parameters, base, original)
     known = "default, linear, llama3" + (", longrope" if original is not None else "")
     raise UnsupportedError(f"rope type {kind!r} is not supported by this family, only {known}")
+
+
+def _kind(parameters: ConfigReader) -> str:
+    """The scaling's type under its new or older name. Raises ModelError for a contradiction."""
+    older = parameters.word("type", "")
+    kind = parameters.word("rope_type", older or "default")
+    if older and older != kind and {older, kind} != {"su", "longrope"}:
+        raise ModelError(f"config: rope_type {kind!r} contradicts type {older!r}; remove one")
+    if not older and not parameters.has("rope_type") and parameters.has("factor"):
+        raise ModelError(
+            "config: the rope scaling has a factor but no rope_type; add one, such as 'linear'"
+        )
+    return kind
 
 
 def _llama3(parameters: ConfigReader, plain: list[float], max_positions: int) -> list[float]:

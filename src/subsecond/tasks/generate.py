@@ -128,6 +128,12 @@ class LLM:
         texts = _prompt_list(prompts)
         if params is None:
             params = self.default_params
+        if not isinstance(params, (SamplingParams, list, tuple)):
+            raise RequestError(
+                "params must be SamplingParams, or a list with one a prompt, not "
+                f"{type(params).__name__}",
+                "params",
+            )
         each = [params] * len(texts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(texts):
             raise RequestError(

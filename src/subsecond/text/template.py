@@ -1,29 +1,35 @@
 """Chat templates: messages in, one text out, in a sandbox.
 
-Owns: the jinja2 environment (configured as transformers does it), its bounds, and the rule that
-nothing a user writes can become a control token. Does not know: models, sequences. A template is
-untrusted: it comes with a model.
+Owns: the rule that nothing a user writes can become a control token. Does not know: models,
+sequences, how a rendering is bounded (sandbox). A template is untrusted: it comes with a model.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from subsecond.errors import ModelError, TextError
+from subsecond.text.sandbox import Budget, compiled
 from subsecond.text.tokenizer import MAX_TEXT_BYTES, Tokenizer, check_text
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
-MAX_LOOP_STEPS = 100_000
-"""Steps of all `range` loops of one rendering together, and the largest factor of a repetition."""
-
 MAX_DEPTH = 32
 """Nesting of lists and mappings inside a message or a tool."""
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+_FAILURES = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 Message = Mapping[str, Any]
 
@@ -44,10 +50,11 @@ class ChatTemplate:
                 f"{MAX_TEMPLATE_CHARACTERS:,} are accepted"
             )
         self._special_tokens = dict(special_tokens or {})
-        self._steps_left = [0]
+        self._budget = Budget()
+        self._lock = threading.Lock()  # one rendering at a time spends the budget
         try:
-            self._template = _environment(self._steps_left).from_string(source)
-        except (TemplateError, RecursionError) as error:
+            self._template = compiled(source, self._budget)
+        except (TemplateError, TextError, *_FAILURES) as error:
             raise ModelError(f"chat template can't be compiled: {error}") from None
 
     def render(
@@ -61,20 +68,24 @@ class ChatTemplate:
         """The text of a conversation. Raises TextError, with the template's own message if it
         refuses the messages.
         """
-        from jinja2.exceptions import TemplateError
-
-        self._steps_left[0] = MAX_LOOP_STEPS
-        pieces: list[str] = []
-        size = 0
-        try:
-            for piece in self._template.generate(
+        with self._lock:
+            self._budget.restart()
+            return self._render(
                 **self._special_tokens,
                 **variables,
                 messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-            ):
+            )
+
+    def _render(self, **variables: Any) -> str:
+        from jinja2.exceptions import TemplateError
+
+        pieces: list[str] = []
+        size = 0
+        try:
+            for piece in self._template.generate(**variables):
                 size += len(piece)
                 if size > MAX_TEXT_BYTES:
                     raise TextError(
@@ -87,16 +98,10 @@ class ChatTemplate:
             raise TextError(
                 f"the model's chat template refuses these messages: {error.message}"
             ) from None
-        except (
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
             raise TextError(
-                f"the model's chat template failed on these messages: {error}"
+                f"the model's chat template failed on these messages: {reason}"
             ) from None
         return "".join(pieces)
 
@@ -151,75 +156,6 @@ def check_messages(messages: object) -> None:
             raise TextError(f"messages[{index}] has no content")
     for text in _strings(messages, 0):
         check_text(text, "a message")
-
-
-def _environment(steps_left: list[int]) -> Any:
-    from jinja2.exceptions import SecurityError, TemplateRuntimeError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Bounds what a template can spend: loop steps, repetitions, calls with huge numbers."""
-
-        intercepted_binops = frozenset(["*", "**", "%"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            for value in (left, right):
-                if isinstance(value, int) and abs(value) > MAX_LOOP_STEPS:
-                    raise SecurityError(f"operand {value} of {operator!r} is too large")
-            if operator == "%" and isinstance(left, str):
-                raise SecurityError("string formatting with % isn't allowed in a chat template")
-            return super().call_binop(context, operator, left, right)
-
-        def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, int) and abs(value) > MAX_LOOP_STEPS:
-                    raise SecurityError(f"argument {value} is too large")
-            return super().call(context, function, *args, **kwargs)
-
-    def bounded_range(*bounds: int) -> range:
-        numbers = range(*bounds)
-        steps_left[0] -= min(len(numbers), MAX_LOOP_STEPS + 1)
-        if steps_left[0] < 0:
-            raise SecurityError(f"the template's loops exceed {MAX_LOOP_STEPS:,} steps")
-        return numbers
-
-    def bounded(padding: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(value: Any, width: int = 4, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(width, int) or abs(width) > MAX_LOOP_STEPS:
-                raise SecurityError(f"width {width!r} is too large")
-            return padding(value, width, *args, **kwargs)
-
-        return checked
-
-    def raise_exception(message: str) -> None:
-        raise TemplateRuntimeError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    for name in ("center", "indent"):  # filters that make any amount of text of a number
-        environment.filters[name] = bounded(environment.filters[name])
-    del environment.filters["format"], environment.globals["lipsum"]
-    environment.filters["tojson"] = tojson
-    environment.globals.update(
-        range=bounded_range, raise_exception=raise_exception, strftime_now=time.strftime
-    )
-    return environment
 
 
 def _strings(value: Any, depth: int) -> Iterator[str]:

@@ -11,11 +11,12 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from subsecond.errors import ModelError, TextError, UnsupportedError
+from subsecond.errors import InputError, ModelError, TextError, UnsupportedError
+from subsecond.text.tokenizer_parts import check_parts
 
 # Read by the library before it makes a thread pool: one prompt never pays for a pool of its own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -62,6 +63,27 @@ def check_text(text: object, what: str = "text", limit_bytes: int = MAX_TEXT_BYT
     return text
 
 
+@contextmanager
+def _library_errors(kind: type[InputError], message: str) -> Iterator[None]:
+    """Turns whatever the library raises into `kind`.
+
+    It raises bare Exception for its own errors. A panic of its Rust code is a class derived from
+    BaseException that can't be imported, so it is known by what it is not.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise kind(message % str(error)[:200]) from None
+
+
+def _encoding_errors() -> AbstractContextManager[None]:
+    return _library_errors(
+        TextError, "the model's tokenizer.json fails on this text: %s; repair or replace that file"
+    )
+
+
 class Tokenizer:
     """A tokenizer.json. Calls are thread-safe.
 
@@ -71,12 +93,11 @@ class Tokenizer:
     def __init__(self, data: bytes | str) -> None:
         from tokenizers import Tokenizer as Library
 
-        try:
+        check_parts(data)
+        with _library_errors(ModelError, "tokenizer.json can't be read: %s"):
             self._library: Any = (
                 Library.from_str(data) if isinstance(data, str) else Library.from_buffer(data)
             )
-        except Exception as error:  # the library raises bare Exception for every damaged file
-            raise ModelError(f"tokenizer.json can't be read: {error}") from None
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True
@@ -116,7 +137,7 @@ class Tokenizer:
         added.
         """
         check_text(text)
-        with self._lock:
+        with self._lock, _encoding_errors():
             if not control:
                 return list(self._library.encode(text, add_special_tokens=affixes).ids)
             self._library.encode_special_tokens = False
@@ -159,7 +180,7 @@ class Tokenizer:
                 ids.extend(self.encode(segment, affixes=False))
             elif segment:
                 check_text(segment)
-                with self._lock, self._inside_text():
+                with self._lock, self._inside_text(), _encoding_errors():
                     ids.extend(self._library.encode(segment, add_special_tokens=False).ids)
         return ids
 
