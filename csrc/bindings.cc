@@ -1,8 +1,8 @@
 // `subsecond._native`: the only file of the runtime that knows Python.
 //
 // Owns: conversion, lifetimes and the interpreter lock. Errors of the runtime become those of subsecond.errors.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "bindings.h"
+
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -10,6 +10,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,27 +23,16 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
-// Submodules for tests and measurements, each in its own file.
-void bind_kernels(nb::module_& m);
-void bind_attention(nb::module_& m);
-void bind_limits(nb::module_& m);
-
 namespace {
 
+using bindings::FloatsOut;
+using bindings::SamplerObject;
 using subsecond::Model;
 using subsecond::Plan;
 using subsecond::Sampler;
-using subsecond::SamplerOptions;
 using subsecond::Weights;
 
-using Ints = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::memview>;
-using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-
-// A sampler with what it chose in the last run.
-struct SamplerObject {
-    Sampler native;
-    std::vector<subsecond::Outcome> results;
-};
+using View = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::memview>;
 
 // A plan with what it must keep alive: its model, and the samplers of its rows.
 struct PlanObject {
@@ -78,28 +68,18 @@ struct PlanObject {
     }
 };
 
-Ints view(std::vector<int32_t>& values, nb::handle owner) { return Ints(values.data(), {values.size()}, owner); }
+View view(std::vector<int32_t>& values, nb::handle owner) { return View(values.data(), {values.size()}, owner); }
 
 template <std::vector<int32_t> Plan::* field>
-Ints plan_view(nb::handle_t<PlanObject> self) {
+View plan_view(nb::handle_t<PlanObject> self) {
     return view(nb::cast<PlanObject&>(self).plan.*field, self);
 }
 
-Ints page_table(nb::handle_t<PlanObject> self, int64_t group) {
+View page_table(nb::handle_t<PlanObject> self, int64_t group) {
     std::vector<std::vector<int32_t>>& tables = nb::cast<PlanObject&>(self).plan.page_table;
     if (group < 0 || group >= static_cast<int64_t>(tables.size()))
         throw subsecond::PlanFault("cache group " + std::to_string(group) + " does not exist");
     return view(tables[static_cast<size_t>(group)], self);
-}
-
-using Logprobs = std::pair<float, std::vector<std::pair<int32_t, float>>>;
-Logprobs logprobs(const SamplerObject& self, int64_t step) {
-    if (step < 0 || step >= static_cast<int64_t>(self.results.size()))
-        throw subsecond::PlanFault("the last run has no log probabilities for step " + std::to_string(step));
-    const subsecond::Outcome& outcome = self.results[static_cast<size_t>(step)];
-    Logprobs result{outcome.logprob, {}};
-    for (const subsecond::TokenLogprob& top : outcome.top) result.second.emplace_back(top.token, top.logprob);
-    return result;
 }
 
 int64_t run(nb::handle_t<Model> self, PlanObject& plan, int64_t tokens, int64_t sequences, int64_t rows,
@@ -113,6 +93,26 @@ int64_t run(nb::handle_t<Model> self, PlanObject& plan, int64_t tokens, int64_t 
     }
     plan.publish_results(rows, steps);
     return steps;
+}
+
+// Copies the last step's logits; the first row that holds a NaN, +inf or nothing but -inf, else -1.
+int64_t logits(Model& model, const FloatsOut& out) {
+    const nb::gil_scoped_release release;
+    model.logits(out.data(), bindings::size_of(out));
+    const int64_t vocab = model.vocab();
+    for (int64_t row = 0; row < model.rows(); ++row) {
+        float largest;
+        int64_t index;
+        model.kernels().argmax(out.data() + row * vocab, vocab, &largest, &index);
+        if (!std::isfinite(largest)) return row;
+    }
+    return -1;
+}
+
+// The object is never freed: in a forked child its threads don't exist, and freeing it would wait for them.
+void leak(nb::handle_t<Model> self) {
+    nb::set_leak_warnings(false);
+    self.inc_ref();
 }
 
 nb::bytes value(const Model& model, int64_t index) {
@@ -132,8 +132,7 @@ PyType_Slot weights_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(weights
 
 nb::dict host() {
     nb::list isas;
-    for (const char* name : {"generic", "avx2", "avx512", "neon"})
-        if (subsecond::table_by_name(name) != nullptr) isas.append(name);
+    for (const char* name : bindings::isa_names()) isas.append(name);
     nb::dict result;
     result["isas"] = isas;
     result["best"] = subsecond::table_best()->name;
@@ -155,49 +154,6 @@ void translate_errors() {
             PyErr_SetString(request_error, fault.what());
         }
     });
-}
-
-void make_sampler(SamplerObject* self, float temperature, int32_t top_k, float top_p, float min_p,
-                  float repetition_penalty, float presence_penalty, float frequency_penalty, uint64_t seed,
-                  uint32_t choice, std::vector<std::pair<int32_t, float>> logit_bias, std::vector<int32_t> stop_ids,
-                  int32_t min_tokens, int32_t logprobs) {
-    SamplerOptions options{.temperature = temperature,
-                           .top_k = top_k,
-                           .top_p = top_p,
-                           .min_p = min_p,
-                           .repetition_penalty = repetition_penalty,
-                           .presence_penalty = presence_penalty,
-                           .frequency_penalty = frequency_penalty,
-                           .seed = seed,
-                           .choice = choice,
-                           .logit_bias = std::move(logit_bias),
-                           .stop_ids = std::move(stop_ids),
-                           .min_tokens = min_tokens,
-                           .logprobs = logprobs};
-    try {
-        new (self) SamplerObject{Sampler(std::move(options)), {}};
-    } catch (const std::invalid_argument& error) {
-        throw subsecond::PlanFault(error.what());
-    }
-}
-
-void bind_sampler(nb::module_& m) {
-    const std::vector<std::pair<int32_t, float>> no_bias;
-    const std::vector<int32_t> no_ids;
-    nb::class_<SamplerObject>(m, "Sampler",
-                              "One request's choice of tokens: parameters, counts of tokens, random numbers.")
-        .def("__init__", make_sampler, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f,
-             "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f,
-             "seed"_a = 0, "choice"_a = 0, "logit_bias"_a = no_bias, "stop_ids"_a = no_ids, "min_tokens"_a = 0,
-             "logprobs"_a = -1)
-        .def(
-            "observe_prompt",
-            [](SamplerObject& self, const std::vector<int32_t>& tokens) {
-                self.native.observe_prompt(tokens.data(), static_cast<int64_t>(tokens.size()));
-            },
-            "tokens"_a)
-        .def("logprobs", logprobs, "step"_a)
-        .def_prop_ro("accepted", [](const SamplerObject& self) { return self.native.accepted(); });
 }
 
 void bind_model(nb::module_& m) {
@@ -234,9 +190,8 @@ void bind_model(nb::module_& m) {
         .def("copy_page", &Model::copy_page, "group"_a, "source"_a, "target"_a)
         .def_prop_ro("vocab", &Model::vocab)
         .def("run", run, "plan"_a, "n_tokens"_a, "n_sequences"_a, "n_rows"_a, "max_steps"_a = 1)
-        .def(
-            "logits", [](Model& self, const Floats& out) { self.logits(out.data(), static_cast<int64_t>(out.size())); },
-            "out"_a)
+        .def("logits", logits, "out"_a)
+        .def("leak", leak)
         .def("value", value, "index"_a);
 }
 

@@ -1,57 +1,31 @@
-// `subsecond._native.attention`: raw attention kernels, sampling reductions and the sampler, for tests.
+// `subsecond._native.attention`: raw attention kernels and sampling reductions, for tests.
 //
 // Owns: the checks that keep a test from reading past its arrays. Not a public interface, and not used when a model
 // runs.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
-#include <optional>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
-#include <vector>
 
-#include "kernels/ops.h"
-#include "runtime/sampler.h"
+#include "bindings.h"
 
 namespace nb = nanobind;
 
 namespace {
 
-using subsecond::KernelTable;
+using bindings::Bytes;
+using bindings::BytesOut;
+using bindings::Floats;
+using bindings::FloatsOut;
+using bindings::Ints;
+using bindings::require;
+using bindings::size_of;
+using bindings::table_of;
 using subsecond::kv_block;
 using subsecond::KvFormat;
 using subsecond::KvKernel;
-using subsecond::Sampler;
-using subsecond::SamplerOptions;
-
-using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
-using FloatsOut = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Ints = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
-using Words = nb::ndarray<const uint32_t, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-using BytesOut = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
-
-void require(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
-
-template <typename Array>
-int64_t size_of(const Array& array) {
-    return static_cast<int64_t>(array.size());
-}
-
-const KernelTable& table_of(const std::string& isa) {
-    const KernelTable* table = subsecond::table_by_name(isa.c_str());
-    if (table == nullptr) throw std::invalid_argument("isa '" + isa + "' is not built or not supported by this CPU");
-    return *table;
-}
 
 KvFormat kv_format_of(const std::string& name) {
     const char* const names[] = {"f32", "bf16", "int8"};
@@ -110,78 +84,6 @@ void merge(const std::string& isa, const FloatsOut& m, const FloatsOut& l, const
                                    acc2.data() + r * padded, padded);
 }
 
-// A sampler without a model: logits in, (status, token, stop, logprob, top) out.
-class Probe {
-  public:
-    Probe(const std::string& isa, SamplerOptions options) : sampler_(std::move(options), &table_of(isa)) {}
-
-    using Result = std::tuple<std::string, int32_t, bool, float, std::vector<std::pair<int32_t, float>>>;
-    Result sample(const FloatsOut& logits, int64_t position, const std::optional<Words>& allowed) {
-        const int64_t vocab = size_of(logits);
-        require(vocab > 0, "logits: empty");
-        require(!allowed || size_of(*allowed) == subsecond::ceil_div(vocab, 32), "allowed: not a bit a logit");
-        const subsecond::Outcome outcome =
-            sampler_.sample(logits.data(), vocab, position, allowed ? allowed->data() : nullptr);
-        const char* const names[] = {"ok", "non_finite", "none_allowed"};
-        std::vector<std::pair<int32_t, float>> top;
-        for (const subsecond::TokenLogprob& t : outcome.top) top.emplace_back(t.token, t.logprob);
-        return {names[static_cast<int>(outcome.status)], outcome.token, outcome.stop, outcome.logprob, top};
-    }
-    // Tokens of one logits row at positions 0..count-1 (the row is copied each time), as counts by token.
-    void histogram(const Floats& logits, int64_t count, const FloatsOut& counts) {
-        require(size_of(counts) == size_of(logits), "counts: not as long as logits");
-        std::vector<float> row(static_cast<size_t>(size_of(logits)));
-        for (int64_t i = 0; i < count; ++i) {
-            row.assign(logits.data(), logits.data() + size_of(logits));
-            const int32_t token = sampler_.sample(row.data(), size_of(logits), i).token;
-            require(token >= 0, "logits: no token could be drawn");
-            counts.data()[token] += 1.0f;
-        }
-    }
-    void observe_prompt(const std::vector<int32_t>& tokens) {
-        sampler_.observe_prompt(tokens.data(), static_cast<int64_t>(tokens.size()));
-    }
-    void accept(int32_t token) { sampler_.accept(token); }
-
-  private:
-    Sampler sampler_;
-};
-
-void bind_sampler(nb::module_& m) {
-    nb::class_<Probe>(m, "Probe")
-        .def(
-            "__init__",
-            [](Probe* self, const std::string& isa, float temperature, int32_t top_k, float top_p, float min_p,
-               float repetition_penalty, float presence_penalty, float frequency_penalty, uint64_t seed,
-               uint32_t choice, std::vector<std::pair<int32_t, float>> logit_bias, std::vector<int32_t> stop_ids,
-               int32_t min_tokens, int32_t logprobs) {
-                SamplerOptions options{.temperature = temperature,
-                                       .top_k = top_k,
-                                       .top_p = top_p,
-                                       .min_p = min_p,
-                                       .repetition_penalty = repetition_penalty,
-                                       .presence_penalty = presence_penalty,
-                                       .frequency_penalty = frequency_penalty,
-                                       .seed = seed,
-                                       .choice = choice,
-                                       .logit_bias = std::move(logit_bias),
-                                       .stop_ids = std::move(stop_ids),
-                                       .min_tokens = min_tokens,
-                                       .logprobs = logprobs};
-                new (self) Probe(isa, std::move(options));
-            },
-            nb::arg("isa") = "generic", nb::kw_only(), nb::arg("temperature") = 0.0f, nb::arg("top_k") = 0,
-            nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f, nb::arg("repetition_penalty") = 1.0f,
-            nb::arg("presence_penalty") = 0.0f, nb::arg("frequency_penalty") = 0.0f, nb::arg("seed") = 0,
-            nb::arg("choice") = 0, nb::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{},
-            nb::arg("stop_ids") = std::vector<int32_t>{}, nb::arg("min_tokens") = 0, nb::arg("logprobs") = -1)
-        .def("sample", &Probe::sample, nb::arg("logits"), nb::arg("position"), nb::arg("allowed").none() = nb::none())
-        .def("histogram", &Probe::histogram)
-        .def("observe_prompt", &Probe::observe_prompt)
-        .def("accept", &Probe::accept);
-    m.def("philox", &subsecond::philox);
-}
-
 }  // namespace
 
 void bind_attention(nb::module_& parent) {
@@ -207,5 +109,5 @@ void bind_attention(nb::module_& parent) {
     m.def("exp_sum", [](const std::string& isa, const Floats& x, float shift, float inv_temperature) {
         return table_of(isa).exp_sum(x.data(), size_of(x), shift, inv_temperature);
     });
-    bind_sampler(m);
+    bind_probe(m);
 }

@@ -2,8 +2,6 @@
 //
 // Owns: the checks that keep a test from reading past its arrays. Not a public interface, and not used when a model
 // runs.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -13,36 +11,22 @@
 #include <string>
 #include <vector>
 
-#include "kernels/ops.h"
+#include "bindings.h"
 
 namespace nb = nanobind;
 
 namespace {
 
+using bindings::Bytes;
+using bindings::BytesOut;
+using bindings::Floats;
+using bindings::FloatsOut;
+using bindings::require;
+using bindings::size_of;
+using bindings::table_of;
 using subsecond::Activation;
 using subsecond::Format;
-using subsecond::KernelTable;
 using subsecond::LinearKernel;
-
-using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
-using FloatsOut = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-using BytesOut = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
-
-void require(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
-
-template <typename Array>
-int64_t size_of(const Array& array) {
-    return static_cast<int64_t>(array.size());
-}
-
-const KernelTable& table_of(const std::string& isa) {
-    const KernelTable* table = subsecond::table_by_name(isa.c_str());
-    if (table == nullptr) throw std::invalid_argument("isa '" + isa + "' is not built or not supported by this CPU");
-    return *table;
-}
 
 Format format_of(const std::string& name) {
     for (int f = 0; f < subsecond::format_count; ++f)
@@ -65,13 +49,6 @@ const float* data_or_null(const std::optional<Floats>& array, int64_t n) {
     if (!array) return nullptr;
     require(size_of(*array) == n, "weight: wrong size");
     return array->data();
-}
-
-std::vector<std::string> built() {
-    std::vector<std::string> names;
-    for (const char* name : {"generic", "avx2", "avx512", "neon"})
-        if (subsecond::table_by_name(name) != nullptr) names.emplace_back(name);
-    return names;
 }
 
 void act_prepare(const std::string& isa, const std::string& format, const Floats& x, int64_t m, const BytesOut& out) {
@@ -152,7 +129,10 @@ void bind_elementwise(nb::module_& m) {
 
 void bind_kernels(nb::module_& parent) {
     nb::module_ m = parent.def_submodule("kernels", "The raw kernels, for tests.");
-    m.def("isas", &built);
+    m.def("isas", [] {
+        const std::vector<const char*> names = bindings::isa_names();
+        return std::vector<std::string>(names.begin(), names.end());
+    });
     m.def("act_bytes", [](const std::string& isa, const std::string& format, int64_t k) {
         require(k > 0, "k: must be positive");
         return linear_of(isa, format).act_bytes(k);

@@ -23,9 +23,11 @@ void CacheGroup::allocate(KvFormat format, int64_t page_count) {
     int64_t offset = 0;
     for (size_t i = 0; i < layers.size(); ++i) {
         layer_offset.push_back(offset);
-        offset += pages * layers[i].kv_heads * block_bytes[i];
+        offset += chunk_pages * layers[i].kv_heads * block_bytes[i];
     }
-    memory = platform::LazyMemory(static_cast<size_t>(pages * page_bytes), true);
+    const int64_t chunks = (pages + chunk_pages - 1) / chunk_pages;
+    memory = platform::LazyMemory(static_cast<size_t>(chunks * chunk_pages * page_bytes));
+    memory.prefer_large_pages();
 }
 
 void CacheGroup::copy_page(int64_t from, int64_t to) {

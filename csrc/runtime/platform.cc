@@ -77,6 +77,31 @@ double cgroup_quota() {
     return least;
 }
 
+constexpr size_t large_page = size_t{2} << 20;
+
+// Address space without access; from a large page's size on, where a large page may begin. nullptr: there is none.
+uint8_t* reserve(size_t bytes) {
+    const size_t slack = bytes < large_page ? 0 : large_page;
+    if (bytes > SIZE_MAX - slack) return nullptr;
+    void* mapped = mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) return nullptr;
+    uint8_t* first = static_cast<uint8_t*>(mapped);
+    if (slack == 0) return first;
+    const size_t skip = (large_page - reinterpret_cast<uintptr_t>(first) % large_page) % large_page;
+    // Mappings are whole small pages, and munmap takes them so: what is given back ends on them.
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), kept = (bytes + page - 1) / page * page;
+    if (skip != 0) munmap(first, skip);
+    if (bytes + slack > skip + kept) munmap(first + skip + kept, bytes + slack - skip - kept);
+    return first + skip;
+}
+
+// It may be refused: only speed depends on it.
+void large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
@@ -88,27 +113,35 @@ MappedFile::MappedFile(const std::string& path) {
     if (!S_ISREG(info.st_mode)) throw ModelFault("'" + path + "' is not a regular file");
     size_ = static_cast<size_t>(info.st_size);
     if (size_ == 0) return;
-    void* mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.value, 0);
-    if (mapped == MAP_FAILED) fail(path, "map");
-    data_ = static_cast<const uint8_t*>(mapped);
-    madvise(mapped, size_, MADV_WILLNEED);  // a hint: failure changes nothing
+    uint8_t* place = reserve(size_);
+    if (place == nullptr) fail(path, "map");
+    if (mmap(place, size_, PROT_READ, MAP_SHARED | MAP_FIXED, file.value, 0) == MAP_FAILED) {
+        const int error = errno;
+        munmap(place, size_);
+        errno = error;
+        fail(path, "map");
+    }
+    data_ = place;
+    // What isn't in the page cache yet is read in large pages too. (MADV_WILLNEED would read it in small ones.)
+    large_pages(place, size_);
 }
 
 MappedFile::~MappedFile() {
     if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
-LazyMemory::LazyMemory(size_t bytes, bool large_pages) : size_(bytes) {
+LazyMemory::LazyMemory(size_t bytes) : size_(bytes) {
     if (bytes == 0) return;
-    void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) throw std::bad_alloc();
-    data_ = static_cast<uint8_t*>(mapped);
+    data_ = reserve(bytes);
+    if (data_ == nullptr) throw std::bad_alloc();
+    if (mprotect(data_, bytes, PROT_READ | PROT_WRITE) != 0) {
+        munmap(data_, bytes);
+        throw std::bad_alloc();
+    }
 }
 
 void LazyMemory::prefer_large_pages() {
-#if defined(MADV_HUGEPAGE)
-    if (data_ != nullptr) madvise(data_, size_, MADV_HUGEPAGE);  // it may be refused: only speed depends on it
-#endif
+    if (data_ != nullptr) large_pages(data_, size_);
 }
 
 LazyMemory::~LazyMemory() {

@@ -31,19 +31,18 @@ class MappedFile {
     size_t size_ = 0;
 };
 
-// Zeroed memory that costs nothing until it is touched. `large_pages`: where the system has them, memory is touched in
-// larger pieces and found with fewer misses of the address cache.
+// Zeroed memory that costs nothing until it is touched.
 class LazyMemory {
   public:
     LazyMemory() = default;
-    explicit LazyMemory(size_t bytes, bool large_pages = false);  // throws std::bad_alloc
+    explicit LazyMemory(size_t bytes);  // throws std::bad_alloc
     ~LazyMemory();
     LazyMemory(LazyMemory&& other) noexcept;
     LazyMemory& operator=(LazyMemory&& other) noexcept;
 
     uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
-    void prefer_large_pages();  // a hint before the first touch: faster to read, but touched in larger pieces
+    void prefer_large_pages();  // a hint before the first touch: fewer misses of the address cache, larger pieces
 
   private:
     uint8_t* data_ = nullptr;

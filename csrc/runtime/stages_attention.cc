@@ -278,11 +278,12 @@ class Attend final : public Stage {
     };
 
     Place place(const Step& step, int64_t unit) const {
-        // Runs of one KV head follow one another in the order of memory, so that a thread prepares its queries once and
-        // the hardware prefetches across runs. The last units of a prompt see most positions: they go first.
+        // In decode, what one KV head reads follows in the order of memory, so that the hardware prefetches across
+        // units (and a thread prepares the queries of runs once). The last units of a prompt see most positions: they
+        // go first.
         const int64_t count = first_[static_cast<size_t>(step.sequences)];
-        const int64_t index = split_ ? unit % count : count - 1 - unit / spec_->kv_heads;
-        const int64_t kv_head = split_ ? unit / count : unit % spec_->kv_heads;
+        const int64_t index = step.decode ? unit % count : count - 1 - unit / spec_->kv_heads;
+        const int64_t kv_head = step.decode ? unit / count : unit % spec_->kv_heads;
         const auto last = first_.begin() + step.sequences;
         const int64_t s = std::upper_bound(first_.begin(), last, index) - first_.begin() - 1;
         return {s, index, index - first_[static_cast<size_t>(s)], kv_head};

@@ -19,6 +19,7 @@ constexpr int64_t block_bytes = 384 << 10;  // well inside a second-level cache,
 constexpr int64_t unit_weight_bytes = 8 << 10;
 constexpr int64_t gate_bytes = 64 << 10;  // scratch for each of gate and up
 constexpr int64_t gate_tiles = 64;        // tiles of a gated product computed together, at most
+constexpr int64_t kept_units = 3;         // with few rows: a thread streams these in the time another takes to start
 
 enum class Norm : uint8_t { none, rms, layer };
 
@@ -112,7 +113,8 @@ class Product final : public Stage {
         // Blocks of about equal size, in whole groups of rows that kernels take together.
         const int64_t blocks = ceil_div(rows_, cache_rows_);
         rows_a_block_ = blocks <= 1 ? rows_ : round_up(ceil_div(rows_, blocks), 16);
-        return {rows_ == 0 ? 0 : ceil_div(rows_, rows_a_block_) * units_a_block_, direct_ ? 1 : 2};
+        return {rows_ == 0 ? 0 : ceil_div(rows_, rows_a_block_) * units_a_block_, direct_ ? 1 : 2,
+                direct_ ? kept_units : 0};
     }
 
     void work(const Step& step, int64_t begin, int64_t end, Worker& worker) noexcept override {

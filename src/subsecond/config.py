@@ -13,6 +13,7 @@ from subsecond.errors import InputError
 DEFAULT_MODEL = "smollm2-135m"
 WEIGHTS = ("int4", "int8", "bf16", "f32")
 KV_FORMATS = ("bf16", "int8", "f32")
+MAX_SEQUENCES = 1024
 ISAS = ("avx512", "avx2", "neon", "generic")
 
 
@@ -48,10 +49,15 @@ class ModelOptions:
             _choice("isa", self.isa, ISAS)
         if self.threads is not None:
             _integer("threads", self.threads, 1, 1024)
-        _integer("max_sequences", self.max_sequences, 1, 1024)
+        _integer("max_sequences", self.max_sequences, 1, MAX_SEQUENCES)
         _integer("max_tokens_per_step", self.max_tokens_per_step, self.max_sequences, 1 << 16)
-        if self.context is not None:
-            _integer("context", self.context, 2, 1 << 26)
+        context = self.context
+        if context is not None and (
+            isinstance(context, bool) or not isinstance(context, int) or context < 2
+        ):
+            raise InputError(
+                f"context must be an integer from 2 to the model's own maximum, not {context!r}"
+            )
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

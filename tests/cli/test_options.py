@@ -8,30 +8,35 @@ import pytest
 
 from subsecond.cli import options
 from subsecond.config import ModelOptions
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.request import DEFAULT_MAX_TOKENS, SamplingParams
 
 
 @pytest.mark.parametrize("name", options.COMMANDS)
 def test_every_field_is_a_flag_with_help(name: str) -> None:
     kind = options.chosen(name)
-    text = options.parser().format_help()
-    assert name in text
+    assert name in options.overview().format_help()
     for entry in dataclasses.fields(kind):
         assert entry.metadata["help"], entry.name
 
 
 def test_defaults_come_from_the_dataclass() -> None:
-    parsed = options.read(options.parser().parse_args(["generate", "hi"]))
+    name, parsed = options.parse(["generate", "hi"])
+    assert name == "generate"
     assert vars(parsed) == vars(options.Generate(prompt="hi"))
     assert options.model_given(parsed) == {"model": parsed.model}
     assert options.sampling_given(parsed) == {}
+
+
+def test_help_says_the_default_that_is_used() -> None:
+    (entry,) = [e for e in dataclasses.fields(options.chosen("generate")) if e.name == "max_tokens"]
+    assert f"default: {DEFAULT_MAX_TOKENS}," in entry.metadata["help"]
 
 
 def test_flags_become_parameters() -> None:
     line = (
         "generate hi -m M --kv int8 --threads 2 --top-k 5 --stop a --stop b --ignore-eos --seed 0"
     )
-    parsed = options.read(options.parser().parse_args(line.split()))
+    _, parsed = options.parse(line.split())
     assert options.model_given(parsed) == {"model": "M", "kv": "int8", "threads": 2}
     sampling = {"top_k": 5, "stop": ["a", "b"], "ignore_eos": True, "seed": 0}
     assert options.sampling_given(parsed) == sampling

@@ -97,6 +97,7 @@ class FakeRunner:
         ]
         self.calls: list[tuple[int, int, int, int]] = []
         self.fail_next = False
+        self.broken_row = -1  # of the next logits
         self.faults: dict[int, int] = {}  # row -> planted Plan.finish
         self._digests: list[int] = []
 
@@ -135,7 +136,8 @@ class FakeRunner:
                     running[row] = token not in sampler.request.stop_ids
                     plan.finish[row] = 0 if running[row] else 1
                 plan.sampled[step * rows + row] = token
-            if step + 1 == max_steps or not any(running):
+            if step + 1 == max_steps or not any(running) or plan.stopped:
+                plan.stopped = False
                 return step + 1
             fed = [
                 (s, position + 1, plan.sampled[step * rows + s])
@@ -145,12 +147,13 @@ class FakeRunner:
             ]
         raise AssertionError("unreachable")
 
-    def logits(self, out: memoryview) -> None:
+    def logits(self, out: memoryview) -> int:
         for row, digest in enumerate(self._digests):
             for token in range(self.vocab_size):
                 out[row * self.vocab_size + token] = float(
                     zlib.crc32(b"%d:%d" % (digest, token)) % 1000
                 )
+        return self.broken_row
 
     def _store_and_read(self, sequence: int, position: int, token: int) -> int:
         digest = 0

@@ -336,3 +336,43 @@ def test_random_arrivals_and_cancels(
             if sequence.finish_reason == "length":
                 assert got == expected
     assert_empty(engine)
+
+
+def test_an_interrupted_call_ends_after_its_step_and_loses_nothing() -> None:
+    runner = FakeRunner()
+    engine = Engine(runner, context=512)
+    prompt = make_prompt(5, 20)
+    request = make_request(prompt, 60)
+    engine.submit(request)
+    engine.step()
+    engine.step()
+    before = request.sequences[0].generated
+    assert before > 2  # several steps a call
+    engine.interrupt()
+    engine.step()
+    assert request.sequences[0].generated == before + 1
+    engine.step()
+    assert request.sequences[0].generated > before + 2  # only that one call
+    run(engine)
+    assert answer(request) == reference(prompt, 60)
+    assert_empty(engine)
+
+
+@pytest.mark.parametrize(("broken", "place"), [(0, 16), (3, 19)])
+def test_logits_that_are_not_finite_name_the_first_position(broken: int, place: int) -> None:
+    runner = FakeRunner()  # 8 rows a step
+    engine = Engine(runner, context=512)
+    out = memoryview(bytearray(4 * 30 * runner.vocab_size)).cast("f")
+    engine.logits(make_prompt(1, 30), out)
+    logits, calls = runner.logits, [0]
+
+    def third_is_broken(out: memoryview) -> int:
+        calls[0] += 1
+        runner.broken_row = broken if calls[0] == 3 else -1
+        return logits(out)
+
+    runner.logits = third_is_broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeFailure, match=rf"after token {place} .*NaN or infinite.*kv='f32'"):
+        engine.logits(make_prompt(1, 30), out)
+    assert calls == [3]
+    assert_empty(engine)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from subsecond.engine.request import Request, SamplingParams, check_token_ids
+from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.values import check_token_ids
 from subsecond.errors import RequestError
 
 NAN, INF = float("nan"), float("inf")

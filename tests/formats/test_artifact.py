@@ -345,7 +345,8 @@ def test_opening_imports_no_numpy(made: Path) -> None:
 
 def test_manifest_is_readable_json(made: Path) -> None:
     manifest = msgspec.json.decode((made / artifact.MANIFEST).read_bytes())
-    assert set(manifest) == {"format_version", "weights", "source", "tensors", "files"}
+    keys = {"format_version", "weights", "source", "tensors", "files", "warnings"}
+    assert set(manifest) == keys
     assert manifest["source"]["kind"] == "safetensors"
     assert "/" not in manifest["source"]["name"]
 

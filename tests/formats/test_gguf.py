@@ -117,6 +117,26 @@ def test_llama3_rope_factors_become_parameters(tmp_path: Path) -> None:
     assert (tmp_path / "a/weights.bin").read_bytes() == (tmp_path / "b/weights.bin").read_bytes()
 
 
+@pytest.mark.parametrize("betas", [{}, {"beta_fast": 16.0, "beta_slow": 0.5}])
+def test_yarn_equals_the_folder_with_the_same_scaling(
+    betas: dict[str, float], tmp_path: Path
+) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(128)
+        for name, value in betas.items():
+            writer.add_float32(f"qwen2.rope.scaling.yarn_{name}", value)
+
+    gguf_files.write("qwen2", tmp_path / "m.gguf", edit=edit)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128} | betas
+    assert open_checkpoint(tmp_path / "m.gguf").config["rope_scaling"] == scaling
+    folder = tiny.write("qwen2", tmp_path / "hf", tokenizer=True, rope_scaling=scaling)
+    assert convert(folder, tmp_path / "a", "f32").warnings == []
+    assert convert(tmp_path / "m.gguf", tmp_path / "b", "f32").warnings == []
+    assert (tmp_path / "a/weights.bin").read_bytes() == (tmp_path / "b/weights.bin").read_bytes()
+
+
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 3.0])
 def test_other_rope_factors_are_refused(factor: float, tmp_path: Path) -> None:
     factors = np.full(8, factor, np.float32)
@@ -293,6 +313,15 @@ def test_a_rope_factor_without_a_type_is_linear(scaling: dict[str, float], tmp_p
         ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "rope.scaling.type none"),
         ({"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}, "rope.scale_linear"),
         ({"rope.scaling.attn_factor": 3.0}, "rope.scaling.attn_factor 3"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5},
+            "rope.scaling.yarn_ext_factor 0.5",
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": 0.1},
+            "rope.scaling.yarn_log_multiplier",
+        ),
+        ({"rope.scaling.type": "dynamic", "rope.scaling.factor": 2.0}, "dynamic"),
         ({"logit_scale": 0.1}, "logit_scale"),
         ({"attention.scale": 0.1}, "attention.scale"),
         ({"residual_scale": 0.1}, "residual_scale"),
@@ -308,7 +337,7 @@ def test_keys_that_change_the_computation_are_refused(
 ) -> None:
     write_with(tmp_path / "m.gguf", values)
     with pytest.raises(ModelError, match=words):
-        open_checkpoint(tmp_path / "m.gguf")
+        convert(tmp_path / "m.gguf", tmp_path / "a")
 
 
 def test_windows_are_refused_where_the_family_has_none(tmp_path: Path) -> None:

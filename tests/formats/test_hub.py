@@ -176,8 +176,11 @@ def test_fetched_pinned_and_then_offline(stand_in: tuple[Hub, dict[str, str]]) -
     assert open_artifact(path).manifest.source.revision == FIRST, "pinned"
     assert len(state.seen) == count, "a converted model needs no network"
 
-    assert run(environment, "pull('org/tiny')") == (0, path)
-    assert open_artifact(path).manifest.source.revision == SECOND
+    code, newer = run(environment, "pull('org/tiny')")
+    assert code == 0, newer
+    assert open_artifact(newer).manifest.source.revision == SECOND
+    assert not Path(path).exists(), "no revision names the older commit any longer"
+    assert run(environment, "locate('org/tiny')") == (0, newer)
 
     offline = environment | {"HF_HUB_OFFLINE": "1"}
     count = len(state.seen)
@@ -185,6 +188,34 @@ def test_fetched_pinned_and_then_offline(stand_in: tuple[Hub, dict[str, str]]) -
     assert code == 0, other
     assert len(state.seen) == count
     assert open_artifact(other).manifest.source.revision == SECOND
+
+
+def test_revisions_of_one_commit_share_an_artifact(stand_in: tuple[Hub, dict[str, str]]) -> None:
+    state, environment = stand_in
+    code, path = run(environment, "locate('org/tiny')")
+    assert code == 0, path
+    made = Path(path, "manifest.json").stat().st_ino
+    for name in ("org/tiny@main", f"org/tiny@{FIRST}", "org/tiny"):
+        assert run(environment, f"locate({name!r})") == (0, path)
+    assert Path(path, "manifest.json").stat().st_ino == made, "converted again"
+    assert len([p for p in Path(path).parent.iterdir() if p.is_dir()]) == 1
+
+    state.main = SECOND
+    code, newer = run(environment, "pull('org/tiny@main')")
+    assert code == 0, newer
+    assert newer != path
+    open_artifact(path)  # "org/tiny" and the commit itself still name it
+    assert run(environment, "locate('org/tiny')") == (0, path)
+
+
+def test_errors_name_the_repository_not_the_cache(stand_in: tuple[Hub, dict[str, str]]) -> None:
+    state, environment = stand_in
+    config = json.loads(state.commits[FIRST]["config.json"])
+    config["rms_norm_eps"] = "small"
+    state.commits[FIRST]["config.json"] = json.dumps(config).encode()
+    code, text = run(environment, "locate('org/tiny')")
+    assert code == 2
+    assert text.startswith("ModelError org/tiny/config.json: config key rms_norm_eps")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import gguf_files
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from subsecond.errors import ModelError
-from subsecond.formats import artifact, open_artifact
+from subsecond.formats import artifact, gguf_header, open_artifact
 from subsecond.formats.convert import convert, open_checkpoint
 
 SETTINGS = settings(
@@ -194,6 +195,39 @@ def test_manifest_fields(data: st.DataObject, small_artifact: Path, tmp_path: Pa
     for entry in opened.manifest.tensors:
         assert entry.size == entry.bytes_wanted()
         assert 0 <= entry.offset <= entry.offset + entry.size <= opened.weights_path.stat().st_size
+
+
+def test_arrays_of_strings_stay_in_the_file(tmp_path: Path) -> None:
+    """Strings of two bytes would take 64 each; what is not the tokenizer's is never unpacked."""
+    count = 200_000
+    key = b"general.tags"
+    data = b"GGUF" + np.array([3], "<u4").tobytes() + np.array([0, 1], "<u8").tobytes()
+    data += np.array([len(key)], "<u8").tobytes() + key + np.array([9, 8], "<u4").tobytes()
+    data += np.array([count], "<u8").tobytes() + (bytes([2] + [0] * 7) + b"ab") * count
+    tracemalloc.start()
+    try:
+        header = gguf_header.parse(data, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * count
+    strings = header.metadata["general.tags"]
+    assert isinstance(strings, gguf_header.Strings)
+    assert list(strings) == ["ab"] * count
+
+
+@pytest.mark.parametrize(("name", "length"), [("tokens", 321), ("merges", 2561), ("scores", 321)])
+def test_arrays_longer_than_the_vocabulary_are_not_unpacked(
+    name: str, length: int, tmp_path: Path
+) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        key = f"tokenizer.ggml.{name}"
+        writer.kv_data[0].pop(key, None)
+        writer.add_array(key, [1.0] * length if name == "scores" else ["a b"] * length)
+
+    gguf_files.write("llama", tmp_path / "m.gguf", edit=edit)
+    with pytest.raises(ModelError, match=f"{name} has {length} entries.*320 rows"):
+        _ = open_checkpoint(tmp_path / "m.gguf").texts
 
 
 def test_a_large_header_is_refused_within_its_bounds(tmp_path: Path) -> None:

@@ -102,6 +102,46 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "qwen2-yarn": (
+        "qwen2",
+        {
+            "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "llama-yarn-options": (
+        "llama",
+        {
+            "head_dim": 24,
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 5000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 16.0,
+                "beta_slow": 0.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+                "truncate": False,
+            },
+        },
+    ),
+    "mistral-yarn-factor": (
+        "mistral",
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "attention_factor": 1.3,
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
     "phi3-longrope": (
         "phi3",
         {

@@ -57,7 +57,9 @@ def test_unknown_keys_of_rope_are_reported_by_their_path() -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_type = 'ntk'"),
+        ("phi3", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic.*yarn, longrope"),
+        ("llama", {"rope_scaling": {"type": "default", "mrope_section": [8]}}, "mrope_section"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
         ("llama", {"rope_scaling": {"type": "longrope", "factor": 4.0}}, "longrope"),
         ("llama", {"hidden_act": "quick_gelu"}, "quick_gelu"),
@@ -107,7 +109,62 @@ def test_unsupported_options_are_refused_by_name(
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor"),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling"),
-        ("llama", {"rope_scaling": {}, "rope_parameters": {}}, "both"),
+        (
+            "llama",
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+            },
+            "both rope_parameters and rope_scaling",
+        ),
+        (
+            "llama",
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_theta 10000, rope_parameters.rope_theta 500000; remove",
+        ),
+        (
+            "gpt_neox",
+            {"rotary_emb_base": 1e4, "rope_parameters": {"rope_theta": 5e3}},
+            "rotary_emb_base 10000, rope_parameters.rope_theta 5000",
+        ),
+        (
+            "phi3",
+            {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.75}},
+            "partial_rotary_factor 0.5, rope_parameters.partial_rotary_factor 0.75",
+        ),
+        (
+            "gemma3",
+            {
+                "rope_scaling": None,
+                "rope_parameters": {"sliding_attention": {"rope_theta": 5e3}},
+            },
+            "rope_local_base_freq 10000, rope_parameters.sliding_attention.rope_theta 5000",
+        ),
+        (
+            "llama",
+            {
+                "original_max_position_embeddings": 128,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+            "original_max_position_embeddings",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.01}},
+            "beta_fast",
+        ),
+        (
+            "llama",
+            {"rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_theta",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "factor"),
+        ("mistral", {"use_sliding_window": False}, "use_sliding_window.*sliding_window 48"),
+        ("gpt2", {"hidden_size": 32}, "hidden_size 32 contradicts n_embd"),
         ("llama", {"rope_theta": -1.0}, "rope_theta"),
         ("llama", {"rope_theta": float("nan")}, "rope_theta"),
         ("llama", {"rms_norm_eps": True}, "rms_norm_eps"),
@@ -186,11 +243,99 @@ def test_harmless_values_of_such_keys_are_accepted(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"sliding_window": 64, "use_sliding_window": False, "max_window_layers": 2}),
+        ("llama", {"sliding_window": 512}),  # as long as the context: it hides nothing
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}),
+        ("qwen3", {"sliding_window": 64, "use_sliding_window": False}),
+        ("qwen2", {"attention_bias": True}),
+        ("mistral", {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True}),
+        ("phi3", {"layer_types": ["sliding_attention"] * 2}),
+        ("gpt2", {"hidden_size": 64, "num_attention_heads": 4}),
+        ("gpt_neox", {"head_dim": 16}),
+        ("gemma2", {"use_sliding_window": True}),
+    ],
+)
+def test_keys_that_repeat_what_the_family_does_are_accepted(
+    family: str, changes: dict[str, Any]
+) -> None:
+    plain = tiny.config(family)
+    changed = models.build({**plain, **changes}, tiny.shapes(family, plain), strict=True)
+    assert changed.program == build(family).program
+    assert changed.warnings == []
+
+
+def test_equal_scaling_under_both_names_is_one() -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    both = build(strict=True, rope_scaling=scaling, rope_parameters=scaling)
+    assert both.recipes == build(rope_scaling=scaling).recipes
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("llama", "layer_types", ["sliding_attention"] * 2),
+        ("phi3", "layer_types", ["full_attention"] * 2),
+        ("gemma2", "use_sliding_window", False),
+        ("gemma3", "use_sliding_window", False),
+        ("gpt2", "rope_theta", 10000.0),
+        ("gpt2", "head_dim", 32),
+        ("gpt_neox", "head_dim", 32),
+        ("llama", "qk_layernorm", True),
+        ("llama", "norm_type", "layer_norm"),
+        ("llama", "rotary_pct", 0.5),
+        ("llama", "embedding_scale", 12.0),
+        ("llama", "parallel_attn", True),
+        ("llama", "kv_lora_rank", 512),
+        ("llama", "position_embedding_type", "alibi"),
+        ("llama", "use_sliding_window", 1),
+        ("mistral", "attention_bias", True),
+        ("qwen2", "mlp_bias", True),
+        ("qwen3", "sliding_window_pattern", 6),
+    ],
+)
+def test_keys_with_a_meaning_that_is_not_run_are_refused(family: str, key: str, value: Any) -> None:
+    plain = tiny.config(family)
+    with pytest.raises(ModelError, match=key):
+        models.build({**plain, key: value}, tiny.shapes(family, plain))
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu_10", "relu2", "relu6", "sigmoid", "mish"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_other_activations_are_refused_by_every_family(family: str, name: str) -> None:
+    key = {"gpt2": "activation_function"}.get(family, "hidden_act")
+    key = "hidden_activation" if family.startswith("gemma") else key
+    with pytest.raises(UnsupportedError, match=f"{key} = '{name}'"):
+        build(family, **{key: name})
+
+
+def test_quantized_weights_are_refused_with_the_fix() -> None:
+    with pytest.raises(UnsupportedError, match=r"quantization_config.*'gptq'.*F32, F16 or BF16"):
+        build(quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def test_yarn_stretches_the_context() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert build(rope_scaling=scaling).program.max_positions == 2048
+    scaling["original_max_position_embeddings"] = 64
+    assert build(rope_scaling=scaling).program.max_positions == 512
+
+
+def test_an_older_phi_3_calls_longrope_yarn() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    yarn, su, new = (
+        build("phi3", rope_scaling={"type": kind, **factors}) for kind in ("yarn", "su", "longrope")
+    )
+    assert yarn.recipes == su.recipes == new.recipes
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("vocab_size", 321, "embed_tokens"),
-        ("hidden_size", 32, "embed_tokens"),
-        ("intermediate_size", 128, "gate_proj"),
+        ("vocab_size", 321, r"embed_tokens.*\(vocab_size 321\)"),
+        ("hidden_size", 32, r"embed_tokens.*\(hidden_size 32\)"),
+        ("intermediate_size", 128, r"gate_proj.*\(intermediate_size 128\)"),
         ("num_hidden_layers", 1, "layers.1"),
         ("num_hidden_layers", 3, "layers.2"),
         ("num_attention_heads", 2, "k_proj"),
@@ -241,9 +386,9 @@ def test_known_buffers_and_bare_backbones_are_accepted() -> None:
     assert models.build(config, old).program == models.build(config, gpt2).program
 
 
-def test_a_tied_copy_of_the_embedding_is_reported() -> None:
+def test_a_tied_copy_of_the_embedding_is_named() -> None:
     built = build_with({**llama_shapes(), "lm_head.weight": (320, 64)})
-    assert "lm_head.weight" in built.warnings[0]
+    assert built.tied == ("lm_head.weight", "model.embed_tokens.weight")
     roles = {spec.name: spec.role for spec in built.program.tensors}
     assert roles["model.embed_tokens.weight"] == "embedding"
     assert "lm_head.weight" not in roles

@@ -107,11 +107,12 @@ def plant_last_place(llm: LLM) -> None:
     runner = llm._parts.engine.runner
     logits = runner.logits
 
-    def wrong(out: memoryview) -> None:
-        logits(out)
+    def wrong(out: memoryview) -> int:
+        broken = logits(out)
         if len(out) > runner.vocab_size:
             bits = out.cast("B").cast("I")
             bits[5] ^= 1
+        return broken
 
     runner.logits = wrong  # type: ignore[method-assign]
 

@@ -105,6 +105,13 @@ def test_a_template_can_refuse_messages_in_its_own_words() -> None:
         "{{ f(40) }}",
         "{% for a in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
         "{% set s %}{% for i in range(90000) %}" + "x" * 9000 + "{% endfor %}{% endset %}",
+        "{% set s %}{% for i in range(90000) %}{% generation %}"
+        + "x" * 9000
+        + "{% endgeneration %}{% endfor %}{% endset %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% generation %}"
+        "{% set ns.s = ns.s ~ ns.s %}{% endgeneration %}{% endfor %}",
+        "{% generation %}{{ ''.__class__.__mro__ }}{% endgeneration %}",
+        "{% generation %}{{ 'a' * 1000000000 }}{% endgeneration %}",
         "{{ ('a' * 100000) | replace('a', 'a' * 100000) }}",
         "{{ ('a' * 100000) * 99999 }}",
         "{{ range(100000) | join('a' * 100000) }}",
@@ -131,6 +138,9 @@ def test_escapes_and_bombs_are_text_errors(source: str) -> None:
         "{% for %}",
         "{{ x",
         "{% endif %}",
+        "{% generation %}x",
+        "{% generation %}{% endfor %}",
+        "{% endgeneration %}",
         "{{ x | no_such_filter }}",
         "x" * 300_000,
         "{{ [1] | batch(1000000000, 'x') | list }}",
@@ -197,7 +207,7 @@ def test_deep_nesting_is_refused(byte_level: Tokenizer) -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(TextError, match="nested"):
-        ChatTemplate(PLAIN).encode(byte_level, [{"role": "user", "content": deep}])
+        ChatTemplate(PLAIN).encode(byte_level, [{"role": "user", "content": "x", "more": deep}])
 
 
 def test_memory_that_runs_out_is_a_text_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +224,87 @@ def test_memory_that_runs_out_is_a_text_error(monkeypatch: pytest.MonkeyPatch) -
 def test_each_rendering_has_a_whole_budget() -> None:
     template = ChatTemplate("{% for i in range(60000) %}{% endfor %}{{ messages[0].content }}")
     assert [template.render(USER) for _ in range(3)] == ["the sky"] * 3
+
+
+def test_the_body_of_a_generation_tag_is_rendered() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% set x = 'outer' %}{%- generation %}{{ m.content }}"
+        "{% set x = 'inner' %}{{ x }}{% endgeneration %}{{ x }}"
+        "{% generation %}{% if loop.last %}{% break %}{% endif %}{% endgeneration %}|{% endfor %}"
+    )
+    assert template.render([*USER, *USER]) == "the skyinnerouter|the skyinnerouter"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ messages[0].content }}", "a\nb"),
+        ("{% for p in messages[0].content %}<{{ p.text }}>{% endfor %}", "<a><b>"),
+        ("{% if messages[0].content is string %}{{ messages[0].content }}{% else %}"
+         "{{ messages[0].content[1].text }}{% endif %}", "a\nb"),
+        ("{{ messages[0] | tojson }}", '{"role": "user", "content": "a\\nb"}'),
+    ],
+)  # fmt: skip
+def test_text_parts_are_joined_unless_the_template_reads_them(
+    byte_level: Tokenizer, source: str, expected: str
+) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    ids = ChatTemplate(source).encode(byte_level, [{"role": "user", "content": parts}])
+    assert byte_level.decode(ids) == expected
+
+
+def test_roles_tools_and_variables_that_the_template_knows_are_accepted(
+    byte_level: Tokenizer,
+) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' %}T{{ m.content.a }}"
+        "{% elif m.tool_calls %}C{{ m.tool_calls[0].id }}{% endif %}{% endfor %}"
+        "{{ tools | length }}{{ documents[0].text }}{{ enable_thinking }}"
+    )
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "7"}]},
+        {"role": "tool", "content": {"a": 1}},
+    ]
+    template = ChatTemplate(source)
+    ids = template.encode(
+        byte_level,
+        messages,
+        tools=[{"name": "f"}],
+        documents=[{"text": "d<|end|>"}],
+        variables={"enable_thinking": False},
+    )
+    assert byte_level.decode(ids) == "C7T11d<|end|>False"
+    assert byte_level.control_tokens["<|end|>"] not in ids
+    with pytest.raises(TextError, match="no text to go on with"):
+        template.encode(byte_level, messages, continue_final_message=True)
+    with pytest.raises(
+        TextError, match=r"role is 'function', .*knows system, user, assistant, tool"
+    ):
+        template.encode(byte_level, [{"role": "function", "content": "x"}])
+
+
+def test_a_continued_message_ends_the_text(byte_level: Tokenizer) -> None:
+    turns = [*USER, {"role": "assistant", "content": "x<|end|> "}]
+    ids = ChatTemplate(PLAIN).encode(byte_level, turns, continue_final_message=True)
+    assert byte_level.decode(ids).endswith("assistant\nx<|end|> ")
+    trimmed = ChatTemplate("{% for m in messages %}{{ m.content | trim }}<|end|>{% endfor %}")
+    ids = trimmed.encode(byte_level, turns, continue_final_message=True)
+    assert byte_level.decode(ids) == "the skyx<|end|>"
+    first = ChatTemplate("{{ messages[0].content }}")
+    with pytest.raises(TextError, match="changes the last message"):
+        first.encode(byte_level, turns, continue_final_message=True)
+
+
+def test_only_plain_values_reach_a_template(byte_level: Tokenizer) -> None:
+    class Loud(str):
+        __slots__ = ()
+
+        def upper(self) -> str:
+            raise AssertionError("a caller's method was called")
+
+    ids = ChatTemplate("{{ messages[0].content.upper() }}").encode(
+        byte_level, [{"role": "user", "content": Loud("a")}]
+    )
+    assert byte_level.decode(ids) == "A"
+    with pytest.raises(TextError, match=r"messages\[0\].x is a object"):
+        ChatTemplate(PLAIN).encode(byte_level, [{"role": "user", "content": "a", "x": object()}])

@@ -198,14 +198,43 @@ def test_dropout_is_refused() -> None:
         Tokenizer(_document(model={**model, "dropout": 0.5}))
 
 
-def test_errors_and_panics_of_the_library_are_text_errors() -> None:
-    backtracking = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
-    panics = Tokenizer(_document(pre_tokenizer={**backtracking, "invert": False}))
-    with pytest.raises(TextError, match=r"tokenizer\.json"):
-        panics.encode("a" * 40 + "!")
-    with pytest.raises(TextError, match=r"tokenizer\.json"):
-        panics.encode_segments(["x", 1, "a" * 40 + "!"])
-    assert panics.encode("a!")  # the lock went back
+@pytest.mark.parametrize(
+    ("key", "component"),
+    [
+        ("pre_tokenizer", {"type": "Split", "behavior": "Isolated", "invert": False}),
+        ("normalizer", {"type": "Replace", "content": "b"}),
+        ("decoder", {"type": "Replace", "content": "b"}),
+    ],
+)
+def test_an_expression_that_explodes_is_refused_before_the_library_prints_its_panic(
+    key: str, component: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError, match=rf"{key}\.pattern\.Regex '\(a\+\)\+\$' can take time"):
+        Tokenizer(_document(**{key: {**component, "pattern": {"Regex": "(a+)+$"}}})).encode(
+            "a" * 40 + "!"
+        )
+    assert capfd.readouterr().err == ""
+
+
+def test_errors_and_panics_of_the_library_are_text_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the library's own, which can't be imported."""
+
+    class Panics:
+        encode_special_tokens = True
+        pre_tokenizer = None
+
+        def encode(self, *args: Any, **options: Any) -> Any:
+            raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    tokenizer = Tokenizer(_document())
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "_library", Panics())
+        with pytest.raises(TextError, match=r"tokenizer\.json"):
+            tokenizer.encode("x")
+        with pytest.raises(TextError, match=r"tokenizer\.json"):
+            tokenizer.encode_segments(["", 1, "x"])
+    assert tokenizer.encode("a!")  # the lock went back
     unigram = {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]], "byte_fallback": False}
     with pytest.raises(TextError, match="unk_id"):
         Tokenizer(_document(model=unigram, added_tokens=[])).encode("zzz")

@@ -8,20 +8,29 @@
 namespace subsecond::SUBSECOND_ISA {
 namespace {
 
-// acc[r][c] += sum over k in [k_first, k_last) of a[r][k] * b[k][c], k in ascending order. Rows of a are a_stride
-// bytes apart, rows of b b_stride bytes. The bytes at `ahead` that correspond to those of b are fetched.
-template <typename Dot, int R, int C>
-SUBSECOND_INLINE void accumulate(f32x16 (&acc)[R][C], const uint8_t* a, int64_t a_stride, const uint8_t* b,
-                                 const uint8_t* ahead, int64_t b_stride, int64_t k_first, int64_t k_last) {
+template <typename Dot, bool fetches, int R, int C>
+SUBSECOND_INLINE void accumulate_rows(f32x16 (&acc)[R][C], const uint8_t* a, int64_t a_stride, const uint8_t* b,
+                                      const uint8_t* ahead, int64_t b_stride, int64_t k_first, int64_t k_last) {
     for (int64_t k = k_first; k < k_last; ++k) {
         typename Dot::Stored stored[C];
         for (int c = 0; c < C; ++c) {
             stored[c] = Dot::load(b + k * b_stride + c * 64);
-            fetch(ahead + k * b_stride + c * 64);
+            if constexpr (fetches) fetch(ahead + k * b_stride + c * 64);
         }
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) acc[r][c] = Dot::multiply(a + r * a_stride, k, stored[c], acc[r][c]);
     }
+}
+
+// acc[r][c] += sum over k in [k_first, k_last) of a[r][k] * b[k][c], k in ascending order. Rows of a are a_stride
+// bytes apart, rows of b b_stride bytes. The bytes at `ahead`, if any, that correspond to those of b are fetched.
+template <typename Dot, int R, int C>
+SUBSECOND_INLINE void accumulate(f32x16 (&acc)[R][C], const uint8_t* a, int64_t a_stride, const uint8_t* b,
+                                 const uint8_t* ahead, int64_t b_stride, int64_t k_first, int64_t k_last) {
+    if (ahead == nullptr)
+        accumulate_rows<Dot, false>(acc, a, a_stride, b, ahead, b_stride, k_first, k_last);
+    else
+        accumulate_rows<Dot, true>(acc, a, a_stride, b, ahead, b_stride, k_first, k_last);
 }
 
 // One step of the above in which only some of the slots that share a stored vector are in view.
@@ -48,8 +57,9 @@ struct FloatKernel {
         f32x16 acc[R][C];
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) acc[r][c] = zero();
-        accumulate<Dot, R, C>(acc, query, query_bytes(head_dim), keys + first * 64, ahead + first * 64,
-                              block_vectors * 64, 0, ceil_div(head_dim, Dot::slots));
+        accumulate<Dot, R, C>(acc, query, query_bytes(head_dim), keys + first * 64,
+                              ahead == nullptr ? nullptr : ahead + first * 64, block_vectors * 64, 0,
+                              ceil_div(head_dim, Dot::slots));
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) store(score + r * kv_block + (first + c) * lanes, acc[r][c]);
     }
@@ -81,7 +91,8 @@ struct FloatKernel {
         const int64_t stride = padded / lanes * 64;
         const int64_t k_first = ceil_div(span.lo, Dot::slots), k_last = span.hi / Dot::slots;
         if (k_first * Dot::slots > span.lo) accumulate_edge<Dot, R, C>(acc, p, p_bytes, b, stride, k_first - 1, span);
-        accumulate<Dot, R, C>(acc, p, p_bytes, b, ahead + first * 64, stride, k_first, k_last);
+        accumulate<Dot, R, C>(acc, p, p_bytes, b, ahead == nullptr ? nullptr : ahead + first * 64, stride, k_first,
+                              k_last);
         if (k_last * Dot::slots < span.hi && k_last >= k_first)
             accumulate_edge<Dot, R, C>(acc, p, p_bytes, b, stride, k_last, span);
         for (int r = 0; r < R; ++r)

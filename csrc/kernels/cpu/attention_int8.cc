@@ -331,6 +331,7 @@ struct Int8Kernel {
     template <int R>
     static void scores(const uint8_t* query, const uint8_t* keys, const uint8_t* ahead, int64_t head_dim, int first,
                        int last, float* score) {
+        if (ahead == nullptr) ahead = keys;
         for (int c = first / score_vectors * score_vectors; c < last; c += score_vectors)
             score_columns<R, score_vectors>(query, keys, ahead, head_dim, c, score);
     }
@@ -360,6 +361,7 @@ struct Int8Kernel {
     template <int R>
     static void values(const uint8_t* p, const uint8_t* values, const uint8_t* ahead, int64_t padded, Span span,
                        float* out) {
+        if (ahead == nullptr) ahead = values;
         const int64_t vectors = padded / lanes;
         int64_t v = 0;
         for (; v + tile_columns <= vectors; v += tile_columns)

@@ -118,7 +118,7 @@ SUBSECOND_INLINE float reduce_sum(const f32x16 (&x)[block_vectors]) {
 
 SUBSECOND_INLINE void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 3); }
 
-// One tile of R rows over one block. `ahead` is a block to fetch meanwhile. A Kernel has
+// One tile of R rows over one block. `ahead` is a block to fetch meanwhile, or nullptr. A Kernel has
 //   tile_rows:  the most rows of a tile (at most 6)
 //   scores<R>:  q * k of the columns (16 slots each) first..last-1 to score[R][64]
 //   soften:     scores of one row to probabilities p (p_bytes, in the form that `values` multiplies); m and l
@@ -143,7 +143,7 @@ static void attend_tile(const uint8_t* query, const uint8_t* block, const uint8_
             memset(p + r * Kernel::p_bytes, 0, Kernel::p_bytes);
         }
     }
-    Kernel::template values<R>(p, block + part, ahead + part, padded, span, out);
+    Kernel::template values<R>(p, block + part, ahead == nullptr ? nullptr : ahead + part, padded, span, out);
 }
 
 // KvKernel::attend: the rows cut into tiles.
@@ -153,9 +153,9 @@ static void attend_rows(const void* query, int64_t rows, const void* block, cons
     const uint8_t* q = static_cast<const uint8_t*>(query);
     const uint8_t* stored = static_cast<const uint8_t*>(block);
     const int64_t stride = Kernel::query_bytes(head_dim), padded = head_dim_padded(head_dim);
-    // The hardware fetches a neighbour faster than we can, and is disturbed by our help (33 against 27 GB/s).
+    // The hardware fetches a neighbour faster than we can, and is disturbed by our help.
     const uint8_t* ahead = static_cast<const uint8_t*>(next);
-    if (ahead == nullptr || ahead == stored + 2 * Kernel::part_bytes(padded)) ahead = stored;
+    if (ahead == stored + 2 * Kernel::part_bytes(padded)) ahead = nullptr;
     for (int64_t r = 0; r < rows;) {
         const int64_t left = rows - r;
         // Two even tiles at the end rather than a full one and a sliver.
@@ -177,7 +177,7 @@ static void attend_rows(const void* query, int64_t rows, const void* block, cons
         }
 #undef SUBSECOND_TILE
         r += take;
-        ahead = stored;  // fetched by now
+        ahead = nullptr;  // fetched by now
     }
 }
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from subsecond.cli import console
 from subsecond.cli.options import Convert
+from subsecond.cli.stored import kept_line
+from subsecond.errors import InputError
+from subsecond.formats import artifact
 from subsecond.formats.progress import TerminalProgress
+from subsecond.program.program import Program
 from subsecond.tasks.canary import canaries_of
 
 
@@ -12,6 +16,8 @@ def run(options: Convert) -> int:
     """Exit code 0 if the artifact was written."""
     from subsecond.formats.convert import convert
 
+    if not options.output:
+        raise InputError("--output is empty; give the folder to write")
     with TerminalProgress() as progress:
         made = convert(
             options.model,
@@ -21,8 +27,14 @@ def run(options: Convert) -> int:
             progress=progress,
             canaries=canaries_of,
         )
+    if made.replaced:
+        console.note(f"subsecond: replaced the artifact that stood at {made.path}")
     for warning in made.warnings:
-        console.note(f"subsecond: warning: {warning}")
+        console.warn(warning)
+    opened = artifact.open_artifact(made.path, check=False)
+    kept = kept_line(opened, Program.from_json(opened.read(artifact.PROGRAM)))
+    if kept is not None:
+        console.note(f"subsecond: {kept}")
     if options.json:
         console.write_json(
             {
@@ -30,6 +42,7 @@ def run(options: Convert) -> int:
                 "tensors": made.tensors,
                 "tensors_exact": made.tensors_exact,
                 "warnings": made.warnings,
+                "replaced": made.replaced,
             }
         )
     else:

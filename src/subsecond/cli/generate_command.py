@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from subsecond.cli import console
-from subsecond.cli.options import ANSWER_TOKENS, Generate, model_given, sampling_given
+from subsecond.cli.options import Generate, model_given, sampling_given
+from subsecond.engine.request import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
 from subsecond.tasks.completion import Piece
@@ -21,12 +21,14 @@ def run(options: Generate) -> int:
         raise InputError(
             "--system needs the chat template that --raw turns off; leave one of them out"
         )
+    params = SamplingParams(**sampling_given(options))  # refuses bad values before any work
     prompt = console.read_stdin() if options.prompt == "-" else options.prompt
     with TerminalProgress() as progress:
         # One text at a time: buffers for a batch would only cost memory.
         llm = LLM(**model_given(options), max_sequences=1, progress=progress)
+    if options.weights is not None:
+        _say_what_was_kept(options)
     with llm:
-        params = replace(llm.default_params, **sampling_given(options))
         chat = llm.has_chat_template and not options.raw
         if options.system is not None and not chat:
             raise InputError("--system needs a chat template, and this model has none")
@@ -36,8 +38,6 @@ def run(options: Generate) -> int:
             if options.system is not None:
                 messages.insert(0, {"role": "system", "content": options.system})
             ids = llm.encode_chat(messages)
-        if params.max_tokens is None:
-            params = replace(params, max_tokens=max(1, min(ANSWER_TOKENS, llm.context - len(ids))))
         show = (lambda text: None) if options.json else console.write
         try:
             result = stream(llm.stream_request(llm.request(ids, params)), show)
@@ -51,6 +51,19 @@ def run(options: Generate) -> int:
         console.write("\n")
         console.note(figures(result))
     return 0
+
+
+def _say_what_was_kept(options: Generate) -> None:
+    """`--weights` is a choice for matrices that lie on no grid yet; a line says where they do."""
+    from subsecond.cli.stored import kept_line
+    from subsecond.formats import artifact
+    from subsecond.formats.locate import locate
+    from subsecond.program.program import Program
+
+    opened = artifact.open_artifact(locate(options.model, options.weights), check=False)  # type: ignore[arg-type]
+    line = kept_line(opened, Program.from_json(opened.read(artifact.PROGRAM)))
+    if line is not None:
+        console.note(f"subsecond: {line}")
 
 
 def stream(pieces: Iterator[Piece], show: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from subsecond.cli import console
 from subsecond.cli.options import Inspect
+from subsecond.cli.stored import kept_grids, kept_line, matrix_formats
 from subsecond.config import ModelOptions
 from subsecond.formats import artifact
 from subsecond.formats.locate import locate
@@ -33,6 +34,9 @@ def run(options: Inspect) -> int:
         "path": str(path),
         "family": program.family,
         "weights": opened.manifest.weights,
+        "warnings": opened.manifest.warnings,
+        "matrices": matrix_formats(opened),
+        "matrices_kept": kept_grids(opened, program),
         "parameters": work.weights,
         "vocab_size": program.vocab_size,
         "context": program.max_positions,
@@ -50,11 +54,11 @@ def run(options: Inspect) -> int:
     if options.json:
         console.write_json(result)
     else:
-        _show(result, whole=options.program)
+        _show(result, kept_line(opened, program), whole=options.program)
     return 0
 
 
-def _show(result: dict[str, Any], *, whole: bool) -> None:
+def _show(result: dict[str, Any], kept: str | None, *, whole: bool) -> None:
     """For people: sizes, limits, then the program (its beginning, unless all of it is asked
     for).
     """
@@ -65,6 +69,9 @@ def _show(result: dict[str, Any], *, whole: bool) -> None:
         f"{result['model']}: {result['family']}, {result['weights']}, at {result['path']}",
         f"parameters      {result['parameters'] / 1e6:,.1f} M, in "
         f"{result['file_bytes'] / 1e6:,.1f} MB",
+        "matrices        "
+        + ", ".join(f"{count} {format}" for format, count in result["matrices"].items())
+        + (f" ({kept})" if kept else ""),
         f"bytes a token   {result['bytes_per_token'] / 1e6:,.1f} MB of weights are read",
         f"KV cache        {result['kv_bytes_per_token'] / 1e3:,.1f} kB a token "
         f"({result['kv_format']}), "
@@ -73,6 +80,7 @@ def _show(result: dict[str, Any], *, whole: bool) -> None:
         f"{result['threads']} threads",
         f"speed limit     {result['limit_tokens_per_s']:,.0f} tokens/s, "
         f"{result['limit_tokens_per_s_full_context']:,.0f} at full context (one sequence)",
+        *(f"warning         {warning}" for warning in result["warnings"]),
         f"program         {len(ops)} ops" + ("" if whole else "; --program prints all"),
         *(shown if whole else shown[:SHOWN_LINES]),
     ]

@@ -1,20 +1,25 @@
 """Every option of every command, once: a command is a dataclass, a flag is a field.
 
-Owns: the dataclasses, and the argparse parser that is derived from them. Does not know: what a
-command does; its function is imported when it runs, so that one command's start doesn't pay for the
-others.
+Owns: the dataclasses, and the parsers that are derived from them. Does not know: what a command
+does; its function is imported when it runs, so that one command's start doesn't pay for the others.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
+from subsecond import __version__
+from subsecond.cli import console
+from subsecond.cli.parser import Parser, integer, number, one_of, shown, suggestion
 from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
+from subsecond.errors import InputError
 
-ANSWER_TOKENS = 1024  # a small model that repeats itself ends here
+MODEL = (
+    "alias, Hugging Face id, folder, GGUF file or artifact; an alias comes before a folder of the "
+    "same name, which is written ./NAME"
+)
 
 _Kind = TypeVar("_Kind")
 
@@ -29,7 +34,7 @@ def option(default: Any, help: str, *, type: Any = str, **details: Any) -> Any:
 
 def positional(help: str, default: Any = dataclasses.MISSING, **details: Any) -> Any:
     """An argument without a flag; optional if it has a default."""
-    metadata = {"help": help, "positional": True, **details}
+    metadata = {"help": help, "type": str, "positional": True, **details}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,7 +48,7 @@ def command(kind: type[_Kind]) -> type[_Kind]:
 class _Model:
     model: str = option(
         DEFAULT_MODEL,
-        "alias, Hugging Face id, folder, GGUF file or artifact (default: %(default)s)",
+        f"{MODEL} (default: %(default)s)",
         short="m",
     )
     weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
@@ -51,13 +56,13 @@ class _Model:
         None, "format of the KV cache (default: bf16; f32 with f32 weights)", choices=KV_FORMATS
     )
     threads: int | None = option(
-        None, "threads (default: as many as the process has processors)", type=int
+        None, "threads (default: as many as the process has processors)", type=integer
     )
     isa: str | None = option(
         None, "instruction set (default: the best of this processor)", choices=ISAS
     )
     context: int | None = option(
-        None, "most tokens of prompt and answer (default: the model's own)", type=int
+        None, "most tokens of prompt and answer (default: the model's own)", type=integer
     )
 
 
@@ -65,29 +70,34 @@ class _Model:
 class _Sampling:
     max_tokens: int | None = option(
         None,
-        f"most tokens of an answer (default: {ANSWER_TOKENS}, or what the context still holds)",
+        "most tokens of an answer (default: 1024, or what the context still holds)",
         type=int,
     )
     temperature: float | None = option(
-        None, "0 takes the most probable token (default: the model's own, else 0)", type=float
+        None, "0 takes the most probable token (default: the model's own, else 0)", type=number
     )
-    top_k: int | None = option(None, "only the k most probable tokens", type=int)
-    top_p: float | None = option(None, "only the most probable tokens that sum up to p", type=float)
+    top_k: int | None = option(None, "only the k most probable tokens", type=integer)
+    top_p: float | None = option(
+        None, "only the most probable tokens that sum up to p", type=number
+    )
     min_p: float | None = option(
-        None, "only tokens at least so probable, relative to the best", type=float
+        None, "only tokens at least so probable, relative to the best", type=number
     )
     repetition_penalty: float | None = option(
-        None, "above 1: seen tokens become less probable", type=float
+        None, "above 1: seen tokens become less probable", type=number
     )
     presence_penalty: float | None = option(
-        None, "subtracted from the logits of generated tokens", type=float
+        None, "subtracted from the logits of generated tokens", type=number
     )
     frequency_penalty: float | None = option(
-        None, "the same, for each time a token was generated", type=float
+        None, "the same, for each time a token was generated", type=number
     )
-    seed: int | None = option(None, "makes the answer reproducible", type=int)
+    seed: int | None = option(None, "makes the answer reproducible", type=integer)
     stop: list[str] | None = option(
-        None, "text that ends the answer; may be given several times", action="append"
+        None,
+        "text that ends the answer; may be given several times",
+        action="append",
+        metavar="TEXT",
     )
     ignore_eos: bool = option(False, "go on after the model's end of text")
 
@@ -98,7 +108,7 @@ class Generate(_Sampling, _Model):
 
     prompt: str = positional("the prompt; - reads it from standard input")
     raw: bool = option(False, "continue the text as it is, without the model's chat template")
-    system: str | None = option(None, "instruction before the prompt")
+    system: str | None = option(None, "instruction before the prompt", metavar="TEXT")
     json: bool = option(False, "one JSON object at the end instead of a stream of text")
 
 
@@ -106,14 +116,14 @@ class Generate(_Sampling, _Model):
 class Chat(_Sampling, _Model):
     """talk with a model, turn by turn"""
 
-    system: str | None = option(None, "instruction before all turns")
+    system: str | None = option(None, "instruction before all turns", metavar="TEXT")
 
 
 @command
 class Pull:
     """fetch a model, convert it, and check every byte"""
 
-    model: str = positional("alias, Hugging Face id, folder, GGUF file or artifact", DEFAULT_MODEL)
+    model: str = positional(f"{MODEL} (default: %(default)s)", DEFAULT_MODEL)
     weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
     json: bool = option(False, "the result as one JSON object")
 
@@ -133,29 +143,48 @@ class Convert:
 class Inspect:
     """show a model's program, sizes, and the speed that this machine allows"""
 
-    model: str = positional("alias, Hugging Face id, folder, GGUF file or artifact", DEFAULT_MODEL)
+    model: str = positional(f"{MODEL} (default: %(default)s)", DEFAULT_MODEL)
     weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
     kv: str | None = option(
         None, "format of the KV cache (default: bf16; f32 with f32 weights)", choices=KV_FORMATS
     )
     threads: int | None = option(
-        None, "threads (default: as many as the process has processors)", type=int
+        None, "threads (default: as many as the process has processors)", type=integer
     )
     program: bool = option(False, "print the whole program")
     json: bool = option(False, "everything as one JSON object")
 
 
 @command
+class Verify:
+    """check an artifact: every checksum, and the answers that its certificate records"""
+
+    artifact: str = positional("the artifact folder")
+    threads: int | None = option(
+        None, "threads (default: as many as the process has processors)", type=integer
+    )
+    json: bool = option(False, "every claim as one JSON object")
+
+
+@command
 class Bench(_Model):
     """measure decoding, prompts and batches beside the machine's limits"""
 
-    prompt: int = option(128, "tokens of a prompt (default: %(default)s)", type=int)
-    new: int = option(128, "tokens decoded after it (default: %(default)s)", type=int)
-    prefill: int = option(
-        512, "tokens of the long prompt that is timed alone (default: %(default)s)", type=int
+    prompt: int | None = option(
+        None, "tokens of a prompt (default: 128, or what the context holds)", type=integer
     )
-    sequences: int = option(16, "sequences of the batch (default: %(default)s)", type=int)
-    repetitions: int = option(3, "repetitions; the median counts (default: %(default)s)", type=int)
+    new: int | None = option(
+        None, "tokens decoded after it (default: 128, or what the context holds)", type=integer
+    )
+    prefill: int | None = option(
+        None,
+        "tokens of the long prompt that is timed alone (default: 512, or what the context holds)",
+        type=integer,
+    )
+    sequences: int = option(16, "sequences of the batch (default: %(default)s)", type=integer)
+    repetitions: int = option(
+        3, "repetitions; the median counts (default: %(default)s)", type=integer
+    )
     json: bool = option(False, "the result as one JSON object")
 
 
@@ -165,6 +194,7 @@ COMMANDS: dict[str, type[Any]] = {
     "pull": Pull,
     "convert": Convert,
     "inspect": Inspect,
+    "verify": Verify,
     "bench": Bench,
 }
 
@@ -178,33 +208,47 @@ def chosen(name: str) -> type[Any]:
     return kind
 
 
-def parser(names: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The command line. The chosen command's name is in `command`.
-
-    names: the only commands whose flags matter, if they are known; empty: all.
+def parse(words: Sequence[str]) -> tuple[str, Any]:
+    """The name of the chosen command, and its dataclass. InputError in one line for a bad use;
+    SystemExit after --help and --version.
     """
-    from subsecond import __version__
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        return first, chosen(first)(**vars(command_parser(first).read(words[1:])))
+    if first in ("-h", "--help"):
+        overview().print_help()
+        raise SystemExit(0)
+    if first == "--version":
+        console.write(f"subsecond {__version__}\n")
+        raise SystemExit(0)
+    if not first:
+        problem = "no command is given"
+    elif first.startswith("-"):
+        problem = f"unknown option {shown(first)} before the command"
+    else:
+        problem = f"unknown command {shown(first)}{suggestion(first, COMMANDS)}"
+    raise InputError(f"{problem}; commands: {', '.join(COMMANDS)}; see 'subsecond --help'")
 
-    top = argparse.ArgumentParser(
+
+def overview() -> Parser:
+    """What `subsecond --help` shows."""
+    top = Parser(
         prog="subsecond",
         description="Language models on ordinary processors, answered within a second.",
     )
-    top.add_argument("--version", action="version", version=f"subsecond {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, kind in COMMANDS.items():
-        own = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
-        if not names or name in names:
-            for entry in dataclasses.fields(chosen(name)):
-                _add(own, entry)
+        commands.add_parser(name, help=kind.__doc__)
     return top
 
 
-def read(namespace: argparse.Namespace) -> Any:
-    """The chosen command's dataclass."""
-    kind = COMMANDS[namespace.command]
-    return kind(
-        **{entry.name: getattr(namespace, entry.name) for entry in dataclasses.fields(kind)}
-    )
+def command_parser(name: str) -> Parser:
+    """The parser of one command's arguments."""
+    own = Parser(prog=f"subsecond {name}", description=COMMANDS[name].__doc__)
+    for entry in dataclasses.fields(chosen(name)):
+        _add(own, entry)
+    return own
 
 
 def given(options: Any, kind: type[Any]) -> dict[str, Any]:
@@ -225,9 +269,13 @@ def model_given(options: _Model) -> dict[str, Any]:
     return given(options, _Model)
 
 
-def _add(own: argparse.ArgumentParser, entry: dataclasses.Field[Any]) -> None:
+def _add(own: Parser, entry: dataclasses.Field[Any]) -> None:
     details = dict(entry.metadata)
     missing = entry.default is dataclasses.MISSING
+    if details["type"] in (integer, number):
+        details["metavar"] = "N" if details["type"] is integer else "X"
+    if choices := details.pop("choices", None):
+        details.update(type=one_of(choices), metavar="{" + ",".join(choices) + "}")
     if details.pop("positional", False):
         if not missing:
             details.update(nargs="?", default=entry.default)

@@ -1,7 +1,7 @@
 """The loop: schedule, run, commit.
 
 Owns: the plan's contents, the sequences' progress, kept prefixes. Does not know: text, kernels,
-clients. Not thread-safe; whoever shares an engine locks it. `Plan.stop` alone may be called from
+clients. Not thread-safe; whoever shares an engine locks it. `interrupt` alone may be called from
 other threads.
 """
 
@@ -52,7 +52,8 @@ class Engine:
         )
         self.scheduler = Scheduler(self.pages, limits)
         self.kept: list[Kept] = []  # oldest first
-        plan = runner.plan  # its views are made once: every access makes a new one
+        plan = self._plan = runner.plan
+        # The views are made once: every access makes a new one.
         self._tokens, self._sequence_start, self._position = (
             plan.tokens,
             plan.sequence_start,
@@ -117,6 +118,12 @@ class Engine:
             request.finished_s = time.monotonic()
             self.scheduler.retire(request)
 
+    def interrupt(self) -> None:
+        """Ends the running call after the step that it is in (no call runs: the next one after its
+        first step). May be called from any thread.
+        """
+        self._plan.stop()
+
     def forget(self) -> None:
         """Gives back the pages of all kept texts."""
         while self.kept:
@@ -124,7 +131,7 @@ class Engine:
 
     def logits(self, token_ids: Sequence[int], out: memoryview[float]) -> None:
         """Logits after every token: float32 [len(token_ids) * vocab_size] into `out`. Tokens are
-        checked ids.
+        checked ids. RuntimeFailure naming the first position whose logits are NaN or infinite.
         """
         need = self.pages.worst_case(len(token_ids), len(token_ids), 1, self.runner.max_rows)
         while not self.pages.promise(need):
@@ -145,7 +152,9 @@ class Engine:
                     self._row[row] = row
                 self._set_samplers([None] * len(chunk))
                 self.runner.run(len(chunk), 1, len(chunk), 1)
-                self.runner.logits(out[start * vocab : (start + len(chunk)) * vocab])
+                broken = self.runner.logits(out[start * vocab : (start + len(chunk)) * vocab])
+                if broken >= 0:
+                    raise _not_finite(start + broken)
                 self.pages.slide(tables, start + len(chunk))
         finally:
             self.pages.close(tables)
@@ -315,7 +324,7 @@ class Engine:
         if outcome == STOP:
             self.finish(sequence, "stop")
         elif outcome == BROKEN:
-            self._fail(request, RuntimeFailure("the model's logits are NaN or infinite"))
+            self._fail(request, _not_finite(len(sequence.tokens) - 1))
         elif outcome == NONE_ALLOWED:
             message = "logit_bias and min_tokens together forbid every token"
             self._fail(request, RequestError(message, "logit_bias"))
@@ -328,6 +337,16 @@ class Engine:
         """Ends a request by its own fault; the others go on."""
         request.error = error
         self.cancel(request)
+
+
+def _not_finite(position: int) -> RuntimeFailure:
+    """The model computed no numbers. NaN weights are refused when a model is converted, so a value
+    became too large.
+    """
+    return RuntimeFailure(
+        f"the model's logits after token {position} (counted from 0) are NaN or infinite: a value "
+        "overflowed; try kv='f32' or weights='f32', and check the checkpoint"
+    )
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -5,6 +5,8 @@ Owns: the model with its plan, and the order of a sampler's making. Does not kno
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,8 @@ from subsecond.engine.pages import CacheGroup, page_count
 from subsecond.engine.request import Request
 from subsecond.program.program import Program
 from subsecond.runtime import native
+
+_alive: weakref.WeakSet[NativeRunner] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,17 @@ class NativeRunner:
             limits=limits,
         )
         self.plan = native.Plan(self._model, self.max_pages_per_sequence, sizes.max_steps)
+        _alive.add(self)
 
     def sampler(self, request: Request, choice: int) -> native.Sampler:
         """A sampler for one text."""
-        params = request.params
+        params, sampling = request.params, request.sampling
         sampler = native.Sampler(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             seed=request.seed,
@@ -87,7 +92,7 @@ class NativeRunner:
             min_tokens=params.min_tokens,
             logprobs=-1 if params.logprobs is None else params.logprobs,
         )
-        if params.repetition_penalty != 1.0:
+        if sampling.repetition_penalty != 1.0:
             sampler.observe_prompt(request.prompt)
         return sampler
 
@@ -99,10 +104,25 @@ class NativeRunner:
         """Copies one KV page."""
         self._model.copy_page(group, source, destination)
 
-    def logits(self, out: memoryview[float]) -> None:
-        """Logits of the last step's rows: float32 [rows * vocab_size]."""
-        self._model.logits(out)
+    def logits(self, out: memoryview[float]) -> int:
+        """Logits of the last step's rows: float32 [rows * vocab_size]. The first row that is not
+        finite, or -1.
+        """
+        return int(self._model.logits(out))
 
     def kv_page_bytes(self) -> int:
         """Bytes of one page in every cache group together."""
         return sum(int(self._model.kv_page_bytes(group)) for group in range(len(self.groups)))
+
+    def leave_in_parent(self) -> None:
+        """In a forked child: freeing the model would wait for threads that only the parent has."""
+        self._model.leak()
+
+
+def _after_fork() -> None:
+    for runner in list(_alive):
+        runner.leave_in_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

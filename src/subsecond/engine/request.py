@@ -1,7 +1,7 @@
 """What a caller asks for, and the sequences that answer it.
 
-Owns: the sampling parameters with their complete validation, and the state (computed, wanted) of a
-sequence. Does not know: text, pages' contents, runtimes.
+Owns: the sampling parameters with their complete validation, what stands for those that are left
+out, and the state (computed, wanted) of a sequence. Does not know: text, pages' contents, runtimes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from subsecond.engine.pages import PageTable
-from subsecond.errors import RequestError, SubsecondError
+import msgspec
 
-INT_MAX = 2**31 - 1
+from subsecond.engine import values
+from subsecond.engine.pages import PageTable
+from subsecond.engine.values import INT_MAX, short
+from subsecond.errors import ModelError, RequestError, SubsecondError
+
+DEFAULT_MAX_TOKENS = 1024
+"""Tokens of an answer where nobody says: a small model that repeats itself ends here."""
+
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGIT_BIASES = 4096
@@ -23,37 +29,49 @@ MAX_LOGIT_BIASES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. Every value is checked; a bad one is a RequestError that names it and
-    its range.
+    """How the tokens of an answer are chosen, and when it ends.
 
-    max_tokens          tokens to generate, at least 1; None: as many as the context holds
+    Every parameter may be left out. `SamplingParams()`, no parameters at all and the command line
+    without flags are the same thing: the model's own sampling (its generation_config.json, one
+    parameter at a time), the most probable token where it has none, and at most 1,024 tokens.
+
+    Every value is checked when the object is made; what depends on the model (ids in its
+    vocabulary, n, the context) when the request is made. A bad value is a RequestError whose
+    `param` is the name and whose message has the value and its range. Integers and numbers may be
+    NumPy or PyTorch scalars; bool is not a number.
+
+    max_tokens          most tokens to generate, at least 1; None: 1,024, or what the context still
+                        holds. More than the context holds is an error, never a silent cut
     min_tokens          before that many tokens, neither end-of-text nor stop tokens are chosen
-    temperature         0 chooses the most probable token; else logits are divided by it; at most
-    100
-    top_k               only the k most probable tokens; 0 is off
-    top_p               the fewest tokens whose probabilities sum to p; 1 is off
-    min_p               only tokens at least min_p times as probable as the best; 0 is off
-    repetition_penalty  CTRL's: positive logits of seen tokens are divided by it, negative ones
-    multiplied; 1 is off
-    presence_penalty    subtracted from the logits of tokens that were generated before; 0 is off
-    frequency_penalty   subtracted once for each time the token was generated; 0 is off
-    seed                makes the choice reproducible; None: a new one every time
-    logit_bias          token id -> value added to its logit, from -100 to 100
-    stop                strings that end the text (and are not part of it)
-    stop_token_ids      token ids that end the text
+    temperature         0: the most probable token (greedy); else logits are divided by it, at most
+                        100. None: the model's own, else 0
+    top_k               only the k most probable tokens; 0 is off. None: the model's own, else off
+    top_p               the fewest tokens whose probabilities sum to p, above 0 and at most 1; 1 is
+                        off. None: the model's own, else off
+    min_p               only tokens at least min_p times as probable as the best, 0 to 1; 0 is off.
+                        None: the model's own, else off
+    repetition_penalty  CTRL's (Keskar et al. 2019): positive logits of tokens of prompt and answer
+                        are divided by it, negative ones multiplied, 0.01 to 100; 1 is off. None:
+                        the model's own, else off
+    presence_penalty    subtracted from the logits of tokens of the answer, -2 to 2; 0 is off
+    frequency_penalty   the same once for each time the token was generated, -2 to 2; 0 is off
+    seed                0 to 2**64 - 1, makes the choice reproducible; None: a new one every time
+    logit_bias          token id -> value added to its logit, -100 to 100; at most 4,096
+    stop                a string, or up to 64, that end the text and are not part of it
+    stop_token_ids      up to 64 token ids that end the text
     ignore_eos          go on after the model's end-of-text tokens
-    logprobs            None: none; k: the chosen token's and the k best tokens' log probabilities,
-    at most 20
-    n                   independent texts for the same prompt
+    logprobs            None: none; k from 0 to 20: log probabilities (nat, of the model's own
+                        distribution) of the chosen token and of the k best
+    n                   independent texts for the same prompt, at most LLM's max_sequences
     """
 
     max_tokens: int | None = None
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
@@ -65,31 +83,30 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, INT_MAX)
-        _integer("min_tokens", self.min_tokens, 0, INT_MAX)
+        self._integer("max_tokens", 1, INT_MAX, optional=True)
+        self._integer("min_tokens", 0, INT_MAX)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens}, more than max_tokens ({self.max_tokens})",
                 "min_tokens",
             )
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _integer("top_k", self.top_k, 0, INT_MAX)
-        _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, 20)
-        _integer("n", self.n, 1, 1024)
+        self._number("temperature", 0.0, 100.0, optional=True)
+        self._integer("top_k", 0, INT_MAX, optional=True)
+        self._number("top_p", 0.0, 1.0, low_open=True, optional=True)
+        self._number("min_p", 0.0, 1.0, optional=True)
+        # Logits are far below 1e36, so a penalty in this range never makes one infinite.
+        self._number("repetition_penalty", 0.01, 100.0, optional=True)
+        self._number("presence_penalty", -2.0, 2.0)
+        self._number("frequency_penalty", -2.0, 2.0)
+        self._integer("seed", 0, 2**64 - 1, optional=True)
+        self._integer("logprobs", 0, 20, optional=True)
+        self._integer("n", 1, 1024)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
-                f"ignore_eos must be true or false, not {self.ignore_eos!r}", "ignore_eos"
+                f"ignore_eos must be true or false, not {short(self.ignore_eos)}", "ignore_eos"
             )
         self._check_stops()
+        self._check_stop_ids()
         self._check_biases()
 
     @property
@@ -97,10 +114,31 @@ class SamplingParams:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    # Checked values replace what was given: plain Python, and the caller's lists are copied.
+
+    def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
+        given = getattr(self, name)
+        if given is not None or not optional:
+            object.__setattr__(self, name, values.integer(name, given, low, high))
+
+    def _number(
+        self,
+        name: str,
+        low: float,
+        high: float,
+        *,
+        low_open: bool = False,
+        optional: bool = False,
+    ) -> None:
+        given = getattr(self, name)
+        if given is not None or not optional:
+            checked = values.number(name, given, low, high, low_open=low_open)
+            object.__setattr__(self, name, checked)
+
     def _check_stops(self) -> None:
         if not isinstance(self.stop, (str, list, tuple)):
             raise RequestError(
-                f"stop must be a string or a list of strings, not {self.stop!r}", "stop"
+                f"stop must be a string or a list of strings, not {short(self.stop)}", "stop"
             )
         if len(self.stops) > MAX_STOPS:
             raise RequestError(
@@ -110,77 +148,94 @@ class SamplingParams:
             if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
                 raise RequestError(
                     f"stop must hold strings of 1 to {MAX_STOP_CHARACTERS} characters, not "
-                    f"{_short(text)}",
+                    f"{short(text)}",
                     "stop",
                 )
-        if (
-            not isinstance(self.stop_token_ids, (list, tuple))
-            or len(self.stop_token_ids) > MAX_STOPS
-        ):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise RequestError(
+                    f"stop holds {short(text)}, which is not valid Unicode and never occurs", "stop"
+                )
+        object.__setattr__(self, "stop", self.stops)
+
+    def _check_stop_ids(self) -> None:
+        ids = values.sequence(self.stop_token_ids)
+        if ids is None or len(ids) > MAX_STOPS:
             raise RequestError(
                 f"stop_token_ids must be a list of at most {MAX_STOPS} token ids, not "
-                f"{_short(self.stop_token_ids)}",
+                f"{short(self.stop_token_ids)}",
                 "stop_token_ids",
             )
-        for token_id in self.stop_token_ids:
-            _integer("stop_token_ids", token_id, 0, INT_MAX)
+        checked = tuple(values.check_token_id(i, INT_MAX + 1, "stop_token_ids") for i in ids)
+        object.__setattr__(self, "stop_token_ids", checked)
 
     def _check_biases(self) -> None:
         if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise RequestError(
                 f"logit_bias must map at most {MAX_LOGIT_BIASES} token ids to numbers, not "
-                f"{_short(self.logit_bias)}",
+                f"{short(self.logit_bias)}",
                 "logit_bias",
             )
-        for token_id, bias in self.logit_bias.items():
-            _integer("logit_bias", token_id, 0, INT_MAX)
-            _number("logit_bias", bias, -100.0, 100.0)
+        checked = {
+            values.check_token_id(token_id, INT_MAX + 1, "logit_bias"): values.number(
+                "logit_bias", bias, -100.0, 100.0
+            )
+            for token_id, bias in self.logit_bias.items()
+        }
+        object.__setattr__(self, "logit_bias", checked)
 
 
-def check_token_ids(token_ids: object, vocab_size: int, param: str = "prompt") -> list[int]:
-    """A list of token ids, each below `vocab_size`; RequestError otherwise, or if it is empty."""
-    if not isinstance(token_ids, (list, tuple)):
-        raise RequestError(
-            f"{param} must be a text or a list of token ids, not {_short(token_ids)}", param
-        )
-    if not token_ids:
-        raise RequestError(
-            f"{param} is empty; give at least one token (a beginning-of-text token, say)", param
-        )
-    for token_id in token_ids:
-        _integer(param, token_id, 0, vocab_size - 1)
-    return list(token_ids)
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters that a SamplingParams may leave to the model, filled in."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @staticmethod
+    def of(params: SamplingParams, suggested: Mapping[str, Any] | None = None) -> Sampling:
+        """`params`, and what the model's authors suggest for its Nones.
+
+        suggested: of generation_config.json: these parameters, and `do_sample`, which means as in
+        transformers: false is greedy, true without a temperature is temperature 1. Raises
+        ModelError for a suggestion that is used and out of its range.
+        """
+        model = dict(suggested or {})
+        do_sample = model.pop("do_sample", None)
+        if do_sample is False:
+            model["temperature"] = 0.0
+        elif do_sample is True:
+            model.setdefault("temperature", 1.0)
+        chosen: dict[str, Any] = {}
+        for name in Sampling.__struct_fields__:
+            value = getattr(params, name)
+            if value is None and name in model:
+                value = _suggestion(name, model[name])
+            if value is not None:
+                chosen[name] = value
+        return Sampling(**chosen)
 
 
-def _integer(param: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(
-            f"{param} must be an integer from {low} to {high}, not {_short(value)}", param
-        )
-
-
-def _number(param: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        fits = False
-    else:
-        fits = (low < value if low_open else low <= value) and value <= high  # false for NaN too
-    if not fits:
-        bound = f"above {low:g} and at most {high:g}" if low_open else f"from {low:g} to {high:g}"
-        raise RequestError(f"{param} must be a number {bound}, not {_short(value)}", param)
-
-
-def _short(value: object) -> str:
+def _suggestion(name: str, value: Any) -> Any:
+    if name == "top_k" and isinstance(value, float) and value.is_integer():
+        value = int(value)
     try:
-        text = repr(value)
-    except Exception:  # a caller's own class, or an integer too long to be printed
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+        return getattr(SamplingParams(**{name: value}), name)
+    except RequestError as error:
+        raise ModelError(
+            f"the model's generation_config.json suggests bad sampling ({error}); give "
+            f"SamplingParams({name}=...)"
+        ) from None
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """Log probabilities (nat) at one position: the chosen token's, and the best tokens' in falling
-    order.
+    """Log probabilities (nat) at one position of an answer, of the model's own distribution (before
+    bias, penalties and temperature).
+
+    token_id, logprob: of the chosen token. top: (token id, log probability) of the k most probable
+    tokens, best first, where `SamplingParams.logprobs` is k.
     """
 
     token_id: int
@@ -229,7 +284,8 @@ class SequenceState:
 
 
 class Request:
-    """A prompt with its parameters; `sequences` are its `params.n` texts.
+    """A prompt with its parameters; `sequences` are its `params.n` texts. `sampling`: the numbers
+    that `params` may leave to the model; None: where it does, they are greedy and off.
 
     The sequences beyond the first begin as forks of the first when the prompt is computed.
     """
@@ -241,12 +297,14 @@ class Request:
         *,
         max_tokens: int,
         stop_ids: Sequence[int],
+        sampling: Sampling | None = None,
         keep: bool = False,
     ) -> None:
         if keep and params.n > 1:
             raise RequestError(f"only a request with one text can be kept; n is {params.n}", "n")
         self.prompt = prompt
         self.params = params
+        self.sampling = Sampling.of(params) if sampling is None else sampling
         self.max_tokens = max_tokens
         self.stop_ids = tuple(dict.fromkeys(stop_ids))
         self.seed = (

@@ -55,7 +55,9 @@ class Plan(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ends a run of several steps after the current one; callable from any thread."""
+        """Ends a run of several steps after the current one, or the next run after its first;
+        callable from any thread.
+        """
         ...
 
 
@@ -95,6 +97,8 @@ class Runner(Protocol):
         """Copies one KV page."""
         ...
 
-    def logits(self, out: memoryview[float]) -> None:
-        """Logits of the last step: float32 [rows * vocab_size]."""
+    def logits(self, out: memoryview[float]) -> int:
+        """Logits of the last step: float32 [rows * vocab_size]. The first row with a NaN, +inf or
+        nothing but -inf; -1 if there is none.
+        """
         ...

@@ -13,7 +13,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,13 +78,15 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an artifact holds. `weights` is the choice that it was converted with."""
+    """What an artifact holds. `weights` is the choice that it was converted with; `warnings` are
+    what conversion had to say (keys that were not used, and the like)."""
 
     format_version: int
     weights: WeightFormat
     source: Source
     tensors: list[Tensor]
     files: dict[str, File]
+    warnings: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Artifact:
         self._check_file(name, path, remembered=True)
         data = files.read_bytes(path, files.LIMIT_TOKENIZER_BYTES)
         if len(data) != self.manifest.files[name].size:
-            raise ModelError(f"{path}: changed while it was read")
+            raise ModelError(f"{path}: changed while it was read; {again(self.path)}")
         return data
 
     def check_tensors(self, data: mmap.mmap | memoryview) -> None:
@@ -117,12 +119,16 @@ class Artifact:
         view = memoryview(data)
         if view.nbytes != self.manifest.files[WEIGHTS].size:
             raise ModelError(
-                f"{self.weights_path}: has {view.nbytes} bytes, not those of the manifest"
+                f"{self.weights_path}: has {view.nbytes} bytes, not those of the manifest; "
+                + again(self.path)
             )
         damaged: list[str] = []
+        stop = threading.Event()
 
         def check(part: Sequence[Tensor]) -> None:
             for tensor in part:
+                if stop.is_set():
+                    return
                 with view[tensor.offset : tensor.offset + tensor.size] as span:
                     if xxhash.xxh3_64_hexdigest(span) != tensor.xxh3:
                         damaged.append(tensor.name)
@@ -132,14 +138,20 @@ class Artifact:
                 threading.Thread(target=check, args=(part,))
                 for part in _shares(self.manifest.tensors, _CHECK_THREADS)
             ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            finally:  # after Ctrl-C too, the view outlives those who read it
+                stop.set()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
         if damaged:
             raise ModelError(
                 f"{self.weights_path}: tensor {damaged[0]!r} is damaged (its checksum differs); "
-                "convert or pull the model again"
+                + again(self.path)
             )
 
     def check_files(self, *, remembered: bool = True) -> None:
@@ -156,9 +168,7 @@ class Artifact:
         if remembered and cache.is_verified(path, wanted):
             return
         if files.sha256(path) != wanted:
-            raise ModelError(
-                f"{path}: its SHA-256 is not the manifest's; convert or pull the model again"
-            )
+            raise ModelError(f"{path}: its SHA-256 is not the manifest's; {again(self.path)}")
         cache.remember_verified(path, wanted)
 
 
@@ -176,24 +186,30 @@ def open_artifact(path: str | os.PathLike[str], *, check: bool = True) -> Artifa
         raise ModelError(
             f"{folder}: not an artifact (no {MANIFEST}); make one with 'subsecond convert'"
         )
-    manifest = decode_manifest(
-        files.read_bytes(files.inside(folder, MANIFEST), _LIMIT_MANIFEST_BYTES),
-        str(folder / MANIFEST),
-    )
-    artifact = Artifact(folder, manifest)
-    for name, entry in manifest.files.items():
-        with files.open_regular(files.inside(folder, name)) as file:
-            size = os.fstat(file.fileno()).st_size
-        if size != entry.size:
-            raise ModelError(
-                f"{folder / name}: has {size} bytes, the manifest says {entry.size}; convert or "
-                "pull the model again"
-            )
+    with files.named(str(folder), fix=again(folder)):
+        manifest = decode_manifest(
+            files.read_bytes(files.inside(folder, MANIFEST), _LIMIT_MANIFEST_BYTES),
+            str(folder / MANIFEST),
+        )
+        artifact = Artifact(folder, manifest)
+        for name, entry in manifest.files.items():
+            with files.open_regular(files.inside(folder, name)) as file:
+                size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise ModelError(
+                    f"{folder / name}: has {size} bytes, the manifest says {entry.size}"
+                )
     if check:
         with mapped(artifact.weights_path) as data:
             artifact.check_tensors(data)
         artifact.check_files()
     return artifact
+
+
+def again(folder: Path) -> str:
+    """How to get a damaged artifact anew: one of the cache by the name that it was made for."""
+    command = cache.pull_command(folder)
+    return f"run '{command}'" if command else "convert the model again"
 
 
 def is_artifact(path: Path) -> bool:
@@ -209,8 +225,12 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
             data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot be mapped: {error}") from None
-    with data:
+    try:
         yield data
+    finally:
+        # After an error, its traceback may still hold arrays over the mapping; it ends with them.
+        with suppress(BufferError):
+            data.close()
 
 
 def decode_manifest(data: bytes, what: str) -> Manifest:
@@ -219,14 +239,11 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelError(
-            f"{what}: not a valid manifest: {error}; convert the model again"
-        ) from None
+        raise ModelError(f"{what}: not a valid manifest: {error}") from None
     if manifest.format_version != FORMAT_VERSION:
         raise ModelError(
             f"{what}: format version {manifest.format_version} is not read (this version reads "
-            f"{FORMAT_VERSION}); "
-            "convert the model again"
+            f"{FORMAT_VERSION})"
         )
     _check_file_entries(manifest, what)
     _check_tensor_entries(manifest, what)
@@ -260,10 +277,10 @@ def _check_tensor_entries(manifest: Manifest, what: str) -> None:
         ):
             raise ModelError(f"{where} has the impossible shape n={tensor.n}, k={tensor.k}")
         if vector and tensor.format != "f32":
-            raise ModelError(f"{where} is a vector in {tensor.format}; vectors are f32")
+            raise ModelError(f"{where} is a vector in {tensor.format}, but vectors are f32")
         if tensor.size != tensor.bytes_wanted():
             raise ModelError(
-                f"{where} has {tensor.size} bytes; its shape asks for {tensor.bytes_wanted()}"
+                f"{where} has {tensor.size} bytes, but its shape asks for {tensor.bytes_wanted()}"
             )
         if tensor.offset < 0 or tensor.offset % ALIGNMENT:
             raise ModelError(

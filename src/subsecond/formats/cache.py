@@ -2,16 +2,18 @@
 were verified.
 
 Owns: its place ($SUBSECOND_HOME, else subsecond/ in the XDG cache directory), the lock that lets
-one process at a time make a thing, and the memory of SHA-256 sums by file identity. Knows nothing
-of what is fetched or converted.
+one process at a time make a thing, what each thing was made from and for whom, and the memory of
+SHA-256 sums by file identity. Knows nothing of what is fetched or converted.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from subsecond.errors import InputError
@@ -81,6 +83,66 @@ def _cannot_lock(path: Path, error: OSError) -> InputError:
         f"cannot lock {path}: {error.strerror}; set SUBSECOND_HOME to a writable folder on a "
         f"local disk"
     )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a folder of the cache was made from (`identity`), and how to ask for it again."""
+
+    identity: str
+    model: str
+    weights: str
+
+
+def origin_of(target: Path) -> Origin | None:
+    """The record beside a folder of the cache; None where there is none."""
+    try:
+        record = json.loads(_origin_file(target).read_bytes())
+        return Origin(**{name: str(record[name]) for name in ("identity", "model", "weights")})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def record_origin(target: Path, origin: Origin) -> None:
+    """Writes the record. Raises OSError."""
+    from subsecond.formats import atomic
+
+    # ASCII: a name of the file system may hold bytes that are not UTF-8.
+    atomic.write_file(_origin_file(target), json.dumps(asdict(origin)).encode("ascii"))
+
+
+def pull_command(target: Path) -> str | None:
+    """The command that makes a folder of the cache again; None for any other folder."""
+    with suppress(InputError):
+        if target.parent != home() / "models":
+            return None
+    origin = origin_of(target)
+    if origin is None:
+        return None
+    import shlex
+
+    weights = "" if origin.weights == "int4" else f" --weights {origin.weights}"
+    return f"subsecond pull {shlex.quote(origin.model)}{weights}"
+
+
+def _origin_file(target: Path) -> Path:
+    return target.parent / f"{target.name}.source"
+
+
+def recall(key: str) -> str | None:
+    """What `record` was told under this key (a file name)."""
+    try:
+        return (home() / "refs" / key).read_text("ascii")
+    except (OSError, ValueError, InputError):
+        return None
+
+
+def record(key: str, value: str) -> None:
+    """Remembers an ASCII text. Failing to record only costs time later."""
+    from subsecond.formats import atomic
+
+    with suppress(OSError, InputError):
+        atomic.write_file(folder("refs") / key, value.encode("ascii"))
 
 
 def is_verified(path: Path, sha256: str) -> bool:

@@ -32,6 +32,7 @@ class Texts:
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    template_name: str = "tokenizer_config.json"  # the file that holds it
     gguf: dict[str, Any] | None = None
 
 
@@ -46,6 +47,16 @@ class Checkpoint(Protocol):
     def config(self) -> dict[str, Any]: ...
 
     @property
+    def label(self) -> str:
+        """What the user calls the file or the folder; messages begin with it."""
+        ...
+
+    @property
+    def config_label(self) -> str:
+        """The same of the file that holds the config."""
+        ...
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     @property
@@ -53,6 +64,14 @@ class Checkpoint(Protocol):
 
     def source(self) -> Source:
         """The origin, with SHA-256 of every file that was read (this hashes them)."""
+        ...
+
+    def where(self, name: str) -> str:
+        """The tensor `name` as messages name it: its file, and its name in there."""
+        ...
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two tensors hold the same values."""
         ...
 
     def read(self, name: str) -> NDArray[np.float32]:

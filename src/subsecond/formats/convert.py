@@ -46,26 +46,42 @@ class Conversion:
     warnings: list[str]
     tensors: int
     tensors_exact: int
+    replaced: bool = False  # an artifact that stood at `path` before
+
+
+# What to do about a damaged file, and about a contradiction between a model's files.
+_AGAIN = "download it again"
+_CORRECT = "correct it, or download the whole model again"
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, name: str = "", revision: str = ""
+    path: str | os.PathLike[str], *, name: str = "", revision: str = "", label: str = ""
 ) -> Checkpoint:
-    """Opens a Hugging Face folder or a GGUF file. Raises ModelError for anything else."""
+    """Opens a Hugging Face folder or a GGUF file. Raises ModelError for anything else.
+
+    name, revision: where a downloaded model came from, for the artifact's record; label: what the
+    user calls it, for messages.
+    """
     path = Path(path)
+    with files.named(label or str(path), path, fix=_AGAIN):
+        return _open(path, name, revision, label)
+
+
+def _open(path: Path, name: str, revision: str, label: str) -> Checkpoint:
     if files.is_folder(path):
         from subsecond.formats.safetensors_in import SafetensorsCheckpoint
 
-        return SafetensorsCheckpoint(path, name=name, revision=revision)
+        return SafetensorsCheckpoint(path, name=name, revision=revision, label=label)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedError(
             f"{path}: pickled weights can run code and are not read; get safetensors or a GGUF file"
         )
-    if path.suffix == ".safetensors":
+    files.refuse_half(path)
+    if path.suffix in (".safetensors", ".json"):
         raise ModelError(f"{path}: is one file of a model; give its folder, with config.json")
     from subsecond.formats.gguf_in import GgufCheckpoint
 
-    return GgufCheckpoint(path, name=name, revision=revision)
+    return GgufCheckpoint(path, name=name, revision=revision, label=label)
 
 
 def convert(
@@ -90,6 +106,7 @@ def convert(
         raise InputError(
             f"weights must be one of {', '.join(get_args(WeightFormat))}, not {weights!r}"
         )
+    artifact_write.check_output(Path(out))  # before anything is fetched
     if isinstance(source, (str, os.PathLike)):
         from subsecond.formats.locate import open_source
 
@@ -97,9 +114,10 @@ def convert(
     else:
         checkpoint = source
     try:
-        return _convert(
-            checkpoint, Path(out), weights, strict=strict, report=progress, hook=canaries
-        )
+        with files.named(checkpoint.label, fix=_AGAIN):
+            return _convert(
+                checkpoint, Path(out), weights, strict=strict, report=progress, hook=canaries
+            )
     finally:
         if checkpoint is not source:
             checkpoint.close()
@@ -114,17 +132,16 @@ def _convert(
     report: Progress | None,
     hook: CanaryHook | None,
 ) -> Conversion:
-    built = build(checkpoint.config, checkpoint.shapes, strict)
-    texts = checkpoint.texts
-    tokenizer = (
-        gguf_tokenizer.build(texts.gguf or {})
-        if texts.tokenizer_json is None
-        else texts.tokenizer_json
-    )
-    settings = text_settings.gather(texts, tokenizer, checkpoint.config, built.program.vocab_size)
-    Tokenizer(tokenizer)  # refuses now what the model could not be run with
+    with files.named(checkpoint.config_label, fix=_CORRECT):
+        built = build(checkpoint.config, checkpoint.shapes, strict)
+        _check_tied(checkpoint, built)
+    warnings = list(built.warnings)
+    folder = checkpoint.config_label != checkpoint.label
+    with files.named(checkpoint.label, fix=_CORRECT, folder=folder):
+        tokenizer, settings = _texts(checkpoint, built, warnings)
     program = fuse(built.program)
     with artifact_write.writing(out, weights, checkpoint.source()) as writer:
+        writer.warnings = warnings
         exact = _write_tensors(checkpoint, built, weights, writer, report)
         total = len(built.program.tensors)
         writer.add_file(artifact.PROGRAM, program.to_json())
@@ -147,7 +164,33 @@ def _convert(
             writer.finish()
             record = msgspec.structs.replace(record, canaries=hook(writer.folder))
             writer.add_file(artifact.CERTIFICATE, record.to_json())
-    return Conversion(out, built.warnings, total, exact)
+    return Conversion(out, warnings, total, exact, writer.replaces)
+
+
+def _texts(
+    checkpoint: Checkpoint, built: Built, warnings: list[str]
+) -> tuple[bytes, text_settings.TextSettings]:
+    """tokenizer.json and text.json; refuses now what the model could not be run with."""
+    texts = checkpoint.texts
+    tokenizer = (
+        gguf_tokenizer.build(texts.gguf or {})
+        if texts.tokenizer_json is None
+        else texts.tokenizer_json
+    )
+    settings = text_settings.gather(
+        texts, tokenizer, checkpoint.config, built.program.vocab_size, warnings
+    )
+    Tokenizer(tokenizer)
+    return tokenizer, settings
+
+
+def _check_tied(checkpoint: Checkpoint, built: Built) -> None:
+    """A tied matrix may be stored twice, but not as two different ones."""
+    if built.tied is not None and not checkpoint.same(*built.tied):
+        raise ModelError(
+            f"tie_word_embeddings is true, but the tensors {built.tied[0]!r} and "
+            f"{built.tied[1]!r} differ; set tie_word_embeddings to false to use both"
+        )
 
 
 def _write_tensors(
@@ -217,12 +260,13 @@ def _stored_grid(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Gr
         grid = grid.rows(np.array(recipe.rows.indices(), np.intp))
     if grid.shape != spec.shape:
         raise ModelError(
-            f"tensor {recipe.source!r} has shape {list(grid.shape)}, not {list(spec.shape)}"
+            f"{checkpoint.where(recipe.source)} has shape {list(grid.shape)}, not "
+            f"{list(spec.shape)}; {_AGAIN}"
         )
     if not grid.finite():
         raise ModelError(
-            f"tensor {recipe.source!r} has scales that are NaN or infinite; the checkpoint is "
-            "damaged"
+            f"{checkpoint.where(recipe.source)} has scales that are NaN or infinite: the file is "
+            f"damaged; {_AGAIN}"
         )
     return grid
 
@@ -231,14 +275,14 @@ def _values(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> NDArray
     """The tensor as float32, finite."""
     source = {} if recipe.source is None else {recipe.source: checkpoint.read(recipe.source)}
     values = recipe.apply(source)
+    where = f"tensor {spec.name!r}" if recipe.source is None else checkpoint.where(recipe.source)
     if values.shape != spec.shape:
-        raise ModelError(
-            f"tensor {spec.name!r} came out as {list(values.shape)}, not {list(spec.shape)}"
-        )
+        raise ModelError(f"{where} came out as {list(values.shape)}, not {list(spec.shape)}")
     # The smallest and the largest value are NaN where any value is.
     if not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise ModelError(
-            f"tensor {recipe.source or spec.name!r} has values that are NaN or infinite; refused"
+            f"{where} has values that are NaN or infinite: the file is damaged, or its model did "
+            f"not survive training; {_AGAIN}, or get another version"
         )
     return values
 
@@ -249,6 +293,7 @@ def _logits_difference(
     if exact:
         return LogitsDifference("exact")
     specs = {spec.name: spec for spec in built.program.tensors}
+    writer.flush()
     with artifact.mapped(writer.folder / artifact.WEIGHTS) as data:
         stored = StoredTensors(data, writer.tensors)
         return compare(

@@ -2,7 +2,9 @@
 bounds.
 
 Owns: the checks that keep a model folder from reaching outside itself (`../`, absolute names,
-symlinks, FIFOs), bounded reads of JSON, hashes of files. Knows nothing of what the files mean.
+symlinks, FIFOs), what stands in for a file that is not here yet (Git LFS pointers, half downloads),
+bounded reads of JSON, hashes of files, and the place where errors get the file's name. Knows
+nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import json
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from subsecond.errors import ModelError
+from subsecond.errors import ModelError, UnsupportedError
 
 LIMIT_JSON_BYTES = 16 << 20
 LIMIT_TOKENIZER_BYTES = 128 << 20
@@ -24,6 +27,60 @@ LIMIT_TOKENIZER_BYTES = 128 << 20
 LIMIT_JSON_VALUES = 1_000_000
 LIMIT_TOKENIZER_VALUES = 8_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# What Git checks out in place of a large file where Git LFS is not installed.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Names that downloaders give to what they have not finished (aria2's is a file beside it).
+_HALF = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".aria2")
+# What a server sends in place of a file: a page to log in, or an error.
+_WEB_PAGE = (b"<!doctype html", b"<html")
+_ANOTHER = "use another model, or another version of it"
+_OWN_FILE = re.compile(r"[\w.-]+\.(json|jinja|safetensors)\b")
+
+
+@contextmanager
+def named(
+    label: str, path: Path | None = None, *, fix: str, folder: bool = False
+) -> Iterator[None]:
+    """Errors of the block name the model as the user does, and say what to do.
+
+    label: what the user calls the file or folder that the block reads; path: where it really lies,
+    replaced by the label (the cache of a hub is nobody's name for it). fix: added to a ModelError
+    that has none; our messages put theirs behind a semicolon. (What is not supported needs another
+    model.) folder: a message that begins with the name of a file gets the folder before it.
+    """
+    try:
+        yield
+    except ModelError as error:
+        text = str(error)
+        if path is not None:
+            text = text.replace(str(path), label)
+        if not text.startswith((f"{label}:", f"{label}/", f"{label} ")):
+            inside = folder and _OWN_FILE.match(text) is not None
+            text = f"{label}/{text}" if inside else f"{label}: {text}"
+        kind = UnsupportedError if isinstance(error, UnsupportedError) else ModelError
+        if ";" not in text:
+            text = f"{text}; {fix if kind is ModelError else _ANOTHER}"
+        raise kind(text) from error
+
+
+def half_of(path: Path) -> str | None:
+    """The name of the unfinished download of `path`, where one lies beside it."""
+    for end in _HALF:
+        if exists(path.with_name(path.name + end)):
+            return path.name + end
+    return None
+
+
+def refuse_half(path: Path) -> None:
+    """Raises ModelError where `path` is an unfinished download, by its name or by aria2's file."""
+    half = path.name if path.name.endswith(_HALF) else None
+    if half is None and exists(path.with_name(path.name + ".aria2")):
+        half = path.name + ".aria2"
+    if half is not None:
+        raise ModelError(
+            f"{path}: is not complete ({half} is what a download leaves until it is done); finish "
+            "the download, or start it again"
+        )
 
 
 def root_of(folder: Path) -> Path:
@@ -48,12 +105,12 @@ def inside(folder: Path, name: str) -> Path:
         or Path(name).is_absolute()
         or ".." in Path(name).parts
     ):
-        raise ModelError(f"file name {name!r} leads outside the model folder; it is refused")
+        raise ModelError(f"file name {name!r} leads outside the model folder, it is refused")
     path = folder / name
     with suppress(OSError, RuntimeError):  # a loop of symlinks: open_regular reports it
         if not path.resolve().is_relative_to(root_of(folder)):
             raise ModelError(
-                f"{name!r} is a symbolic link that leads outside the model folder; it is refused"
+                f"{name!r} is a symbolic link that leads outside the model folder, it is refused"
             )
     return path
 
@@ -82,13 +139,36 @@ def open_regular(path: Path) -> BufferedReader:
         # at.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
+        half = half_of(path)
+        found = f", but {half} is here; finish its download" if half else ""
+        raise ModelError(f"{path}: no such file{found}") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _check_content(path, descriptor)
+    except BaseException:
         os.close(descriptor)
-        raise ModelError(f"{path}: not a regular file")
+        raise
     return os.fdopen(descriptor, "rb")
+
+
+def _check_content(path: Path, descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise ModelError(f"{path}: not a regular file")
+    try:
+        begin = os.pread(descriptor, len(_LFS_POINTER), 0)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if begin.lower().startswith(_WEB_PAGE):
+        raise ModelError(
+            f"{path}: is a web page, saved in place of the file; download it again, logged in if "
+            "need be"
+        )
+    if begin == _LFS_POINTER:
+        raise ModelError(
+            f"{path}: is a Git LFS pointer, not the file itself; run 'git lfs pull' in its "
+            "repository (install git-lfs first)"
+        )
 
 
 def read_bytes(path: Path, limit: int = LIMIT_JSON_BYTES) -> bytes:
@@ -112,7 +192,7 @@ def parse_json(data: bytes, what: str, limit: int = LIMIT_JSON_VALUES) -> Any:
     # An upper bound: every value but the first follows one of these. Those in strings count too.
     values = data.count(b"[") + data.count(b"{") + data.count(b",")
     if values > limit:
-        raise ModelError(f"{what}: more than {limit} JSON values; it is damaged or not a model's")
+        raise ModelError(f"{what}: more than {limit} JSON values: it is damaged or not a model's")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from mmap import mmap
 
 from subsecond.errors import ModelError, UnsupportedError
-
-Value = int | float | bool | str | list[str] | array  # type: ignore[type-arg]
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -35,8 +33,7 @@ _SCALARS = {
     12: ("<d", "d"),
 }
 
-# Bounds far above every real file. A Python string of two bytes takes 64 bytes of memory, so the
-# number of array elements, not the file's size alone, is what bounds memory.
+# Bounds far above every real file.
 _LIMIT_KEYS = 1 << 16
 _LIMIT_TENSORS = 1 << 17
 _LIMIT_ELEMENTS = 1 << 21
@@ -44,6 +41,31 @@ _LIMIT_NAME_BYTES = 1 << 10
 _LIMIT_STRING_BYTES = 1 << 25
 _LIMIT_ALIGNMENT = 1 << 20
 _LIMIT_DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class Strings:
+    """An array of strings that stays in the file: their ends are kept, 8 bytes each.
+
+    A Python string of two bytes takes 64, so strings are made for the few arrays that are used, and
+    only after their number has been compared with the model's.
+    """
+
+    data: mmap | bytes
+    start: int
+    ends: array[int]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        at = self.start
+        for end in self.ends:
+            yield self.data[at + 8 : end].decode("utf-8")
+            at = end
+
+
+Value = int | float | bool | str | Strings | array  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,10 @@ def parse(data: mmap | bytes, block_sizes: Mapping[int, tuple[int, int]]) -> Hea
     """
     cursor = _Cursor(data)
     if cursor.take(4, "magic") != _MAGIC:
-        raise ModelError("not a GGUF file: it does not start with 'GGUF'")
+        raise ModelError(
+            "not a GGUF file: it does not start with 'GGUF'; give a GGUF file, a Hugging Face "
+            "folder or a hub id"
+        )
     version = cursor.u32("version")
     if version not in _VERSIONS:
         if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
@@ -143,7 +168,10 @@ def _tensor_bytes(
     file_bytes: int,
 ) -> int:
     if type_id not in block_sizes:
-        raise UnsupportedError(f"GGUF tensor {name!r} has the unknown type {type_id}")
+        raise UnsupportedError(
+            f"GGUF tensor {name!r} has the unknown type {type_id}; get the model in another "
+            "quantization"
+        )
     block, block_bytes = block_sizes[type_id]
     if min(shape) < 1:
         raise ModelError(f"GGUF tensor {name!r} has an empty shape {list(shape)}")
@@ -167,7 +195,7 @@ def _alignment(metadata: dict[str, Value]) -> int:
     value = metadata.get("general.alignment", 32)
     if type(value) is not int or not 0 < value <= _LIMIT_ALIGNMENT or value & (value - 1):
         raise ModelError(
-            f"GGUF general.alignment is {value!r}; it must be a power of two up to "
+            f"GGUF general.alignment is {value!r}, but must be a power of two up to "
             f"{_LIMIT_ALIGNMENT}"
         )
     return value
@@ -194,7 +222,7 @@ class _Cursor:
         start = self.position
         if size > self._end - start:
             raise ModelError(
-                f"GGUF file ends inside {what} (at byte {start}); it is truncated or damaged"
+                f"GGUF file ends inside {what} (at byte {start}): it is truncated or damaged"
             )
         self.position = start + size
         return self._data[start : start + size]
@@ -210,14 +238,16 @@ class _Cursor:
         file."""
         value = self.u64(what)
         if value > limit or value * least_bytes > self._end - self.position:
-            raise ModelError(f"GGUF {what} {value} does not fit into the file; it is damaged")
+            raise ModelError(
+                f"GGUF {what} {value} does not fit into the file: it is truncated or damaged"
+            )
         return value
 
     def string(self, what: str, limit: int) -> str:
         size = self.u64(what)
         if size > limit:
             raise ModelError(
-                f"GGUF {what}: a string of {size} bytes (the limit is {limit}); the file is damaged"
+                f"GGUF {what}: a string of {size} bytes (the limit is {limit}): the file is damaged"
             )
         raw = self.take(size, what)
         try:
@@ -243,14 +273,19 @@ class _Cursor:
             return bool(raw)
         return raw
 
-    def _array(self, key: str) -> list[str] | array:  # type: ignore[type-arg]
+    def _array(self, key: str) -> Strings | array:  # type: ignore[type-arg]
         kind = self.u32(key)
         if kind == _STRING:
             count = self._elements_of(key, 8)
-            return [self.string(key, _LIMIT_STRING_BYTES) for _ in range(count)]
+            start, ends = self.position, array("Q")
+            for _ in range(count):
+                self.string(key, _LIMIT_STRING_BYTES)
+                ends.append(self.position)
+            return Strings(self._data, start, ends)
         if kind not in _SCALARS:
             raise UnsupportedError(
-                f"GGUF metadata {key!r} is an array of the unsupported element type {kind}"
+                f"GGUF metadata {key!r} is an array of the unsupported element type {kind}; get "
+                "another file"
             )
         code = _SCALARS[kind][1]
         values = array(code)

@@ -24,7 +24,7 @@ from subsecond.errors import ModelError, UnsupportedError
 from subsecond.formats import files, gguf_config, gguf_header
 from subsecond.formats.artifact import Source
 from subsecond.formats.checkpoint import Texts
-from subsecond.formats.gguf_header import TensorInfo
+from subsecond.formats.gguf_header import Strings, TensorInfo
 from subsecond.formats.gguf_names import Entry
 from subsecond.formats.layout import GROUP_INT
 from subsecond.formats.pack import Grid
@@ -33,6 +33,13 @@ _TYPES = {int(t): t for t in GGMLQuantizationType}
 _BLOCK_SIZES = {int(t): sizes for t, sizes in GGML_QUANT_SIZES.items()}
 _CHUNK_VALUES = 1 << 20
 _LIMIT_CONSTANTS = 1 << 16
+# Arrays of the tokenizer, and how many entries a token of the vocabulary they may have.
+_LISTS = {
+    "tokenizer.ggml.tokens": 1,
+    "tokenizer.ggml.token_type": 1,
+    "tokenizer.ggml.scores": 1,
+    "tokenizer.ggml.merges": 8,
+}
 _BLOCK_Q4_0 = np.dtype([("scale", "<f2"), ("quant", "u1", 16)])
 _BLOCK_Q4_1 = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("quant", "u1", 16)])
 _BLOCK_Q8_0 = np.dtype([("scale", "<f2"), ("quant", "i1", 32)])
@@ -41,13 +48,15 @@ _BLOCK_Q8_0 = np.dtype([("scale", "<f2"), ("quant", "i1", 32)])
 class GgufCheckpoint:
     """An open GGUF file, in Hugging Face's names, shapes and values."""
 
-    def __init__(self, path: Path, *, name: str = "", revision: str = "") -> None:
+    def __init__(self, path: Path, *, name: str = "", revision: str = "", label: str = "") -> None:
         """Maps the file and checks its header. `name` and `revision` say where a downloaded file
-        came from.
+        came from, `label` is what messages call it.
 
         Raises ModelError, or UnsupportedError for what is not read.
         """
         self._path, self._name, self._revision = path, name or files.printable(path.name), revision
+        self.label = self.config_label = label or str(path)
+        files.refuse_half(path)
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelError(f"{path}: is empty; download it again")
@@ -68,13 +77,35 @@ class GgufCheckpoint:
     @property
     def texts(self) -> Texts:
         """The `tokenizer.*` metadata, its arrays as lists."""
-        metadata = {
-            key: value.tolist() if isinstance(value, array) else value
-            for key, value in self._header.metadata.items()
-            if key.startswith("tokenizer.") or key == "general.architecture"
-        }
+        metadata: dict[str, Any] = {}
+        for key, value in self._header.metadata.items():
+            if key in _LISTS and isinstance(value, (array, Strings)):
+                self._check_length(key, len(value))
+                metadata[key] = list(value)
+            elif key.startswith("tokenizer.") or key == "general.architecture":
+                metadata[key] = value
         template = metadata.get("tokenizer.chat_template")
-        return Texts(gguf=metadata, chat_template=template if isinstance(template, str) else None)
+        return Texts(
+            gguf=metadata,
+            chat_template=template if isinstance(template, str) else None,
+            template_name="GGUF tokenizer",
+        )
+
+    def _check_length(self, key: str, length: int) -> None:
+        """Compares the length of a tokenizer's array with the embedding before it is unpacked."""
+        rows = self.config["vocab_size"]
+        if length > _LISTS[key] * rows:
+            raise ModelError(
+                f"GGUF {key} has {length} entries, but token_embd.weight has {rows} rows: this "
+                "tokenizer belongs to another model"
+            )
+
+    def where(self, name: str) -> str:
+        stored = self._entries[name].gguf
+        return f"{self.label}: tensor {stored!r}" + (f" ({name})" if name != stored else "")
+
+    def same(self, a: str, b: str) -> bool:
+        return np.array_equal(self.read(a), self.read(b))
 
     def source(self) -> Source:
         return Source(

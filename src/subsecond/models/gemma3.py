@@ -10,7 +10,7 @@ from subsecond.errors import ModelError
 from subsecond.models.common import activation, head_sizes, sliding_layers
 from subsecond.models.config import ConfigReader
 from subsecond.models.decoder import Built, Decoder, GatedOptions, Heads, Shapes, gated_decoder
-from subsecond.models.rope import Base, Rope, f32, scaled
+from subsecond.models.rope import Base, Rope, f32, one_of, scaled
 
 GLOBAL, LOCAL = "rope.inv_freq", "rope.local.inv_freq"
 
@@ -23,6 +23,7 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
     eps = config.number("rms_norm_eps", 1e-6)
     scale = config.number("query_pre_attn_scalar", 256.0, low=1e-6) ** -0.5
     config.only("use_bidirectional_attention", False)
+    config.only("use_sliding_window", True)  # transformers ignores it: the layers slide anyway
     config.only("attn_logit_softcapping")  # transformers reads it and does not apply it
     config.ignore("hidden_act")  # superseded by hidden_activation, which is what the model uses
     count = config.integer("num_hidden_layers", high=1 << 12)
@@ -66,8 +67,6 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
 
 def _ropes(config: ConfigReader, head_dim: int, positions: int) -> dict[str, Rope]:
     """Both ropes, from rope_parameters by layer type or from the older flat keys."""
-    theta = config.number("rope_theta", 1e6, low=1e-6)
-    local_theta = config.number("rope_local_base_freq", 1e4, low=1e-6)
     both = config.nested("rope_parameters")
     for key in ("rope_type", "rope_theta", "factor"):
         if both is not None:
@@ -77,7 +76,10 @@ def _ropes(config: ConfigReader, head_dim: int, positions: int) -> dict[str, Rop
     older = config.nested("rope_scaling")
     if older is not None and outer is not None:
         raise ModelError("config has both rope_parameters and rope_scaling; remove one of them")
+    outer = outer or older
+    theta = one_of(config, outer, ("rope_theta",), "rope_theta", 1e6)
+    local_theta = one_of(config, local, ("rope_local_base_freq",), "rope_theta", 1e4)
     return {
-        GLOBAL: scaled(config, outer or older, Base(theta, head_dim, positions)),
+        GLOBAL: scaled(config, outer, Base(theta, head_dim, positions)),
         LOCAL: scaled(config, local, Base(local_theta, head_dim, positions)),
     }

@@ -32,6 +32,7 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
         raise ModelError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     head_dim = hidden // heads
     config.only("num_key_value_heads", heads)
+    config.only("head_dim", head_dim)
     positions = config.integer("max_position_embeddings", 2048)
     rope = read_rope(
         config,

@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-from subsecond.models.common import activation, head_sizes
+from subsecond.models.common import one_window, read_basics
 from subsecond.models.config import ConfigReader
-from subsecond.models.decoder import Built, Decoder, GatedOptions, Heads, Shapes, gated_decoder
-from subsecond.models.rope import read_rope
+from subsecond.models.decoder import Built, Shapes
 
 
 def build(config: ConfigReader, shapes: Shapes) -> Built:
-    hidden = config.integer("hidden_size")
-    heads, kv_heads, head_dim = head_sizes(config, hidden)
-    positions = config.integer("max_position_embeddings", 4096 * 32)
-    rope = read_rope(config, head_dim, positions)
-    config.only("layer_types")  # Ministral's alternating layers are another architecture
-    layer = Heads(
-        heads,
-        kv_heads,
-        head_dim,
-        scale=head_dim**-0.5,
-        window=config.optional_integer("sliding_window", 4096) or 0,
-        rope="rope.inv_freq",
-        rotary=rope.rotary,
-        rope_factor=rope.factor,
-    )
-    options = GatedOptions(
-        hidden=hidden,
-        intermediate=config.integer("intermediate_size"),
-        layers=(layer,) * config.integer("num_hidden_layers", high=1 << 12),
-        ropes={"rope.inv_freq": rope},
-        eps=config.number("rms_norm_eps", 1e-6),
-        activation=activation(config, "hidden_act", "silu"),
-        tied=config.flag("tie_word_embeddings", False),
-    )
-    vocab = config.integer("vocab_size")
-    d = Decoder("mistral", vocab, positions, shapes, prefix="model.", witness="embed_tokens.weight")
-    return gated_decoder(d, options)
+    basics = read_basics(config, positions=4096 * 32)
+    return basics.decoder("mistral", shapes, one_window(config, 4096))

@@ -7,11 +7,12 @@ here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from subsecond.errors import ModelError, UnsupportedError
 from subsecond.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3
 from subsecond.models.config import ConfigReader
-from subsecond.models.decoder import Built, Shapes
+from subsecond.models.decoder import Built, ShapeError, Shapes
 
 # model_type -> (architecture of the causal language model, builder)
 FAMILIES: Mapping[str, tuple[str, Callable[[ConfigReader, Shapes], Built]]] = {
@@ -37,11 +38,15 @@ def build(config: Mapping[str, object], shapes: Shapes, strict: bool = False) ->
     """
     reader = ConfigReader(config)
     family = _family(reader)
-    reader.only("quantization_config")
+    _refuse_quantized(reader)
     reader.only("pruned_heads", {})
     reader.only("add_cross_attention", False)
     reader.only("cross_attention_hidden_size")
-    built = FAMILIES[family][1](reader, shapes)
+    try:
+        built = FAMILIES[family][1](reader, shapes)
+    except ShapeError as error:
+        keys = [f"{key} {size}" for size in error.implied for key in reader.holding(size)]
+        raise ModelError(f"{error}" + (f" ({' or '.join(keys)})" if keys else "")) from None
     reader.refuse_computation()
     unknown = [
         f"config key {name} is not known to family {family} and was not used"
@@ -49,7 +54,20 @@ def build(config: Mapping[str, object], shapes: Shapes, strict: bool = False) ->
     ]
     if strict and unknown:
         raise ModelError(unknown[0])
-    return Built(built.program, built.recipes, built.warnings + unknown)
+    return replace(built, warnings=built.warnings + unknown)
+
+
+def _refuse_quantized(config: ConfigReader) -> None:
+    """A quantized checkpoint stores other tensors than its architecture has."""
+    for key in ("quantization_config", "compression_config"):
+        quantized = config.nested(key)
+        if quantized is not None:
+            method = quantized.word("quant_method", "unknown")
+            raise UnsupportedError(
+                f"config key {key} says that the weights are quantized (quant_method "
+                f"{method[:40]!r}), which is not read from safetensors; get the original model in "
+                "F32, F16 or BF16, or a GGUF file of it"
+            )
 
 
 def _family(config: ConfigReader) -> str:
@@ -75,7 +93,7 @@ def _family(config: ConfigReader) -> str:
         return family
     if not model_type:
         raise ModelError(
-            "config names neither architectures nor model_type; is this a model's config.json?"
+            "config names neither architectures nor model_type: is this a model's config.json?"
         )
     if model_type not in FAMILIES:
         raise UnsupportedError(

@@ -10,19 +10,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.request import Request, SamplingParams
 from subsecond.errors import TextError
 from subsecond.tasks.completion import Piece
 from subsecond.tasks.generate import LLM
-from subsecond.text.template import check_messages
+from subsecond.tasks.prompts import one_params
+from subsecond.text.messages import check_messages
 
 
 class Chat:
-    """A conversation with a model that has a chat template.
+    """A conversation with a model that has a chat template; earlier turns aren't computed again.
+
+    >>> chat = Chat(llm, system="Answer briefly.")
+    >>> print(chat.send("Name a colour."))
+    >>> for piece in chat.stream("And another?"):
+    ...     print(piece.text, end="", flush=True)
 
     messages: the turns so far, [{"role": "user", "content": "..."}, ...]; may be read and replaced
     (`load`). system: the instruction that comes before all turns; None: the template's own.
-    answer_tokens: most tokens of an answer where `params` don't say; None: what the context holds.
+    params: for all answers; None: `SamplingParams()`. answer_tokens: most tokens of an answer where
+    `params` don't say; None: 1,024, or what the context still holds.
+
+    Raises TextError if the model has no chat template.
     """
 
     def __init__(
@@ -42,22 +51,31 @@ class Chat:
         self.params = params
         self.answer_tokens = answer_tokens
         self._llm = llm
+        self._request: Request | None = None
 
     def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Sends a message; a piece of the answer a token.
 
         The turn becomes part of the conversation when the answer has begun; an answer that is
         closed early is kept as far as it came. Raises RequestError, and leaves the conversation as
-        it was, if it no longer fits the context.
+        it was, if it no longer fits the context or a parameter is wrong; TextError if `text` is no
+        valid text.
         """
         turns = [*self.messages, {"role": "user", "content": text}]
         ids = self._llm.encode_chat(self._with_system(turns))
-        chosen = params or self.params or self._llm.default_params
+        chosen = one_params(self.params if params is None else params)
         if chosen.max_tokens is None and self.answer_tokens is not None:
             room = max(1, self._llm.context - len(ids))
             chosen = replace(chosen, max_tokens=min(self.answer_tokens, room))
-        request = self._llm.request(ids, chosen, keep=True)
-        return self._answer(turns, self._llm.stream_request(request))
+        self._request = self._llm.request(ids, chosen, keep=True)
+        return self._answer(turns, self._llm.stream_request(self._request))
+
+    def stop(self) -> None:
+        """Ends the running answer, which is kept as far as it came. May be called from other
+        threads and from signal handlers.
+        """
+        if self._request is not None:
+            self._llm.cancel(self._request)
 
     def send(self, text: str, params: SamplingParams | None = None) -> str:
         """Sends a message and returns the whole answer."""
@@ -71,8 +89,7 @@ class Chat:
         """Replaces the turns; a system message at the beginning becomes `system`. TextError if they
         are malformed.
         """
-        check_messages(messages)
-        turns = [dict(message) for message in messages]
+        turns = check_messages(messages)
         self.system = None
         if turns[0]["role"] == "system":
             content = turns.pop(0).get("content")

@@ -15,7 +15,11 @@ from subsecond.text.tokenizer import Tokenizer
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens. cached_tokens: how many of the prompt's were not computed again."""
+    """Tokens of one request.
+
+    prompt_tokens: of the prompt, the template's included. completion_tokens: of all its texts
+    together. cached_tokens: how many of the prompt's were not computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -23,8 +27,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds. queue: until the first step; prefill: from there to the first token; decode: from
-    there to the end.
+    """Seconds of one request.
+
+    queue_s: until its first step. prefill_s: from there to its first token. decode_s: from there to
+    its end.
     """
 
     queue_s: float
@@ -38,11 +44,13 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True):
-    """One text. finish_reason: "stop" (end of text, stop token or stop string), "length" or
-    "cancelled".
+    """One text.
 
-    token_ids hold the token that ended the text; `text` doesn't hold it, nor the stop string.
-    logprobs: one entry a token if they were asked for, else None.
+    text: without the token or the stop string that ended it, and without the bytes of a character
+    that the last token left unfinished. token_ids: all tokens that were generated, the one that
+    ended the text included. finish_reason: "stop" (end of text, stop token or stop string),
+    "length" (max_tokens) or "cancelled". logprobs: one Logprob a token if they were asked for
+    (`SamplingParams.logprobs`), else None.
     """
 
     text: str
@@ -52,8 +60,10 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """The answer to one prompt: `outputs` holds `n` texts; text, token_ids, finish_reason, logprobs
-    are the first's.
+    """The answer to one prompt.
+
+    outputs: `SamplingParams.n` texts. text, token_ids, finish_reason, logprobs: the first's. usage:
+    tokens. timing: seconds.
     """
 
     outputs: tuple[Output, ...]
@@ -62,26 +72,31 @@ class Completion(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
+        """The first text."""
         return self.outputs[0].text
 
     @property
     def token_ids(self) -> tuple[int, ...]:
+        """Its tokens, the one that ended it included."""
         return self.outputs[0].token_ids
 
     @property
     def finish_reason(self) -> str:
+        """Why it ended: "stop", "length" or "cancelled"."""
         return self.outputs[0].finish_reason
 
     @property
     def logprobs(self) -> tuple[Logprob, ...] | None:
+        """One Logprob a token, if they were asked for."""
         return self.outputs[0].logprobs
 
 
 class Piece(msgspec.Struct, frozen=True):
     """What one token adds to a text while it streams. The pieces' texts sum up to the whole text.
 
-    text may be empty: inside a character, or while a stop string may be beginning. index: which of
-    n texts. finish_reason: None but for the last piece of a text.
+    text may be empty: inside a character, or while a stop string may be beginning. token_id: the
+    token. index: which of n texts. finish_reason: as in Output for the last piece of a text, else
+    None. logprob: of the token, if it was asked for.
     """
 
     text: str
@@ -121,8 +136,6 @@ class TextState:
                 last and sequence.finish_reason == "stop"
             )  # the token that ends a text isn't in it
             text = "" if ends else self._detokenizer.push(token_id)
-            if last:
-                text += self._detokenizer.flush()
             text = self._stops.push(text)
             if self._stops.found is not None:
                 self.finish_reason = "stop"

@@ -1,33 +1,31 @@
 """LLM: the whole road from a model's name to text.
 
-Owns: the loaded model with its tokenizer, template and engine, and the lock that makes them usable
-from several threads. Does not know: files (formats), kernels (runtime), how a step is formed
-(engine).
+Owns: the loaded model with its tokenizer and template, and how a request is made of what a caller
+gives. Does not know: files (formats), kernels (runtime), how a step is formed (engine), threads
+(shared).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from subsecond.config import ModelOptions
-from subsecond.engine.engine import Engine
-from subsecond.engine.request import Request, SamplingParams, check_token_ids
-from subsecond.errors import ModelError, RequestError, TextError
-from subsecond.tasks.completion import Completion, Piece, TextState, Usage, timing_of
+from subsecond.engine.request import DEFAULT_MAX_TOKENS, Request, Sampling, SamplingParams
+from subsecond.engine.values import check_token_ids
+from subsecond.errors import InputError, RequestError, TextError
+from subsecond.tasks.completion import Completion, Piece
 from subsecond.tasks.load import Loaded, load
+from subsecond.tasks.prompts import Prompt, one_params, one_prompt, params_list, prompt_list
+from subsecond.tasks.shared import SharedEngine
 from subsecond.text.template import ChatTemplate
 from subsecond.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 Progress = Callable[[str, int, int, str], None]
 
@@ -35,13 +33,43 @@ Progress = Callable[[str, int, int, str], None]
 class LLM:
     """A language model, ready to generate.
 
-    model: an alias ("smollm2-135m"), a Hugging Face id, a folder, a GGUF file or a converted
-    artifact; it is fetched and converted once. The other options are those of
-    `subsecond.config.ModelOptions`. progress: called while the model is fetched and converted, with
-    what is being done, how much is done, how much there is, and the unit.
+    >>> from subsecond import LLM, SamplingParams
+    >>> with LLM("smollm2-135m") as llm:
+    ...     answer = llm.chat([{"role": "user", "content": "Name three colours."}])
+    ...     print(answer.text, answer.finish_reason)
+    ...     for piece in llm.stream("The sky is", SamplingParams(temperature=0.8, max_tokens=40)):
+    ...         print(piece.text, end="", flush=True)
 
-    Methods are thread-safe. Raises ModelError, FetchError or InputError with the name of what is
-    wrong, and the fix.
+    model                an alias ("smollm2-135m"), a Hugging Face id ("Qwen/Qwen2.5-0.5B-Instruct",
+                         optionally @revision), a Hugging Face folder, a GGUF file or a converted
+                         artifact; it is fetched and converted once
+    weights              format of the matrices, "int4", "int8", "bf16" or "f32"; None: int4, or
+                         what an artifact was converted to
+    kv                   format of the KV cache, "bf16", "int8" or "f32"; None: f32 with f32
+                         weights, else bf16
+    threads              None: as many as the process has processors
+    isa                  instruction set, "avx512", "avx2", "neon" or "generic"; None: the best that
+                         the processor has
+    max_tokens_per_step  tokens of prompts that are computed at once
+    max_sequences        texts that are computed together, and most `n` of a request
+    context              most tokens of a prompt and its answer together; None: the model's own
+    progress             called while the model is fetched and converted: what is being done, how
+                         much is done, how much there is, the unit
+
+    A prompt is a text, or token ids: a list of integers, or any one-dimensional array or buffer of
+    them (NumPy, PyTorch). A text is continued as it is (`generate`, `stream`); `chat` and
+    `stream_chat` put a conversation into the model's chat template first. Control tokens' spellings
+    in texts of callers are ordinary text.
+
+    Parameters are SamplingParams; None is `SamplingParams()`: the model's own sampling where its
+    authors suggest one, else greedy, and at most 1,024 tokens.
+
+    Methods are thread-safe. A forked child process can't use its parent's LLM. `close`, or leaving
+    the `with` block, frees the memory.
+
+    Raises InputError for an option out of its range, ModelError for a model that is missing,
+    damaged or not supported, FetchError if it can't be fetched. All errors derive from
+    SubsecondError and name what is wrong and the fix.
     """
 
     def __init__(
@@ -58,7 +86,7 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         options = ModelOptions(
-            model=str(model),
+            model=_model_name(model),
             weights=weights,
             kv=kv,
             threads=threads,
@@ -67,11 +95,7 @@ class LLM:
             max_sequences=max_sequences,
             context=context,
         )
-        self._loaded: Loaded | None = load(options, progress)
-        # Not reentrant: a stream that the garbage collector closes in the middle of a step must
-        # wait.
-        self._lock = threading.Lock()
-        self._abandoned: deque[Request] = deque()
+        self._shared = SharedEngine(load(options, progress))
         self._template: ChatTemplate | None = None
 
     @property
@@ -86,7 +110,7 @@ class LLM:
 
     @property
     def vocab_size(self) -> int:
-        """Number of logits a token."""
+        """Number of logits a token; token ids are below it."""
         return self._parts.vocab_size
 
     @property
@@ -101,51 +125,38 @@ class LLM:
 
     @property
     def default_params(self) -> SamplingParams:
-        """The sampling that the model's authors suggest; most probable tokens where they suggest
-        nothing.
+        """What `SamplingParams()` means for this model: the sampling that its authors suggest, most
+        probable tokens where they suggest nothing. ModelError if they suggest bad values.
         """
-        suggested = dict(self._parts.settings.generation)
-        if suggested.pop("do_sample", True) is False or not suggested:
-            return SamplingParams(temperature=0.0)
-        if "top_k" in suggested:
-            suggested["top_k"] = int(suggested["top_k"])
-        try:
-            return SamplingParams(**suggested)  # type: ignore[arg-type]
-        except RequestError as error:
-            raise ModelError(f"the model suggests bad sampling ({error}); give params") from None
+        return SamplingParams(**msgspec.structs.asdict(self._sampling(SamplingParams())))
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """Continues every prompt (text or token ids); all are computed together.
+        """Continues every prompt; all are computed together. One Completion a prompt, in order.
 
-        params: one for all, or one a prompt; None is `default_params`. Raises RequestError for a
-        prompt that is empty or doesn't fit the context (it is never cut), TextError for text that
-        is not valid Unicode.
+        prompts: one prompt (a text or token ids), or a list of them. params: one for all, or one a
+        prompt. An answer that max_tokens ended has the finish_reason "length".
+
+        Raises RequestError for a prompt that is empty or doesn't fit the context (it is never cut)
+        and for a parameter that doesn't fit the model, TextError for text that is not valid Unicode
+        or longer than 1 MiB, RuntimeFailure if the model computes NaN. Nothing is computed unless
+        all prompts are good.
         """
-        texts = _prompt_list(prompts)
-        if params is None:
-            params = self.default_params
-        if not isinstance(params, (SamplingParams, list, tuple)):
-            raise RequestError(
-                "params must be SamplingParams, or a list with one a prompt, not "
-                f"{type(params).__name__}",
-                "params",
-            )
-        each = [params] * len(texts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(texts):
-            raise RequestError(
-                f"{len(texts)} prompts need as many params, not {len(each)}", "params"
-            )
-        return self._run(
+        texts = prompt_list(prompts)
+        each = params_list(params, len(texts))
+        return self._shared.run(
             [self.request(self.encode(text), own) for text, own in zip(texts, each, strict=True)]
         )
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
-        """Continues one prompt; a piece a token. Closing the iterator ends the generation and frees
-        its memory.
+        """Continues one prompt; a piece a token, as soon as it is there.
+
+        The pieces' texts sum up to `generate`'s text; a piece never ends inside a character.
+        Closing the iterator ends the generation and frees its memory. Raises what `generate`
+        raises, before the first piece.
         """
         return self.stream_request(self.request(self.encode(prompt), params))
 
@@ -155,11 +166,23 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Answers a conversation [{"role": "user", "content": "..."}, ...] through the model's chat
-        template.
+        """Answers a conversation through the model's chat template.
+
+        messages, tools, documents, continue_final_message, template_variables: see `encode_chat`.
+        Raises what `generate` and `encode_chat` raise.
         """
-        return self._run([self.request(self.encode_chat(messages, tools=tools), params)])[0]
+        ids = self.encode_chat(
+            messages,
+            tools=tools,
+            documents=documents,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+        )
+        return self._shared.run([self.request(ids, params)])[0]
 
     def stream_chat(
         self,
@@ -167,13 +190,26 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> Iterator[Piece]:
-        """`chat`, a piece a token."""
-        return self.stream_request(self.request(self.encode_chat(messages, tools=tools), params))
+        """`chat`, a piece a token (as `stream`)."""
+        ids = self.encode_chat(
+            messages,
+            tools=tools,
+            documents=documents,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+        )
+        return self.stream_request(self.request(ids, params))
 
     def logits(self, token_ids: Sequence[int]) -> memoryview[float]:
         """Logits after every token: float32 [T, V], a buffer that `numpy.asarray` takes without a
-        copy.
+        copy. T is the number of `token_ids`, V is `vocab_size`.
+
+        Raises RequestError for ids that are none or don't fit the context, RuntimeFailure naming
+        the first position whose logits are NaN or infinite.
         """
         ids = check_token_ids(token_ids, self.vocab_size, "token_ids")
         if len(ids) > self.context:
@@ -181,14 +217,16 @@ class LLM:
                 f"{len(ids)} tokens don't fit the context of {self.context}", "token_ids"
             )
         memory = mmap.mmap(-1, 4 * len(ids) * self.vocab_size)
-        with self._engine() as engine:
+        with self._shared.engine(urgent=True) as engine:
             engine.logits(ids, memoryview(memory).cast("f"))
         return memoryview(memory).cast("f", shape=[len(ids), self.vocab_size])
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text is tokenized (control tokens' spellings are ordinary text),
-        ids are checked.
+        ids are checked. RequestError for an empty prompt or ids outside the vocabulary, TextError
+        for text that is not valid Unicode or longer than 1 MiB.
         """
+        prompt = one_prompt(prompt)
         if not isinstance(prompt, str):
             return check_token_ids(prompt, self.vocab_size)
         if not prompt:
@@ -198,9 +236,28 @@ class LLM:
         return check_token_ids(self.tokenizer.encode(prompt), self.vocab_size)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, up to where the assistant answers."""
+        """Token ids of a conversation, up to where the assistant answers.
+
+        messages: [{"role": "user", "content": "..."}, ...]; roles are system, user, assistant, and
+        what the template knows beside them (tool, ...). content is a text, or OpenAI's list of
+        parts [{"type": "text", "text": "..."}]. tools: function descriptions (JSON Schema), for
+        templates that take them. documents: for templates that take them.
+        add_generation_prompt: whether the beginning of an answer follows the last message.
+        continue_final_message: the answer goes on with the last message, which is the assistant's.
+        template_variables: further variables of the template, such as {"enable_thinking": False}.
+
+        Raises TextError for messages that are malformed or that the template refuses, tools or
+        variables that it doesn't take, and a model without a template.
+        """
         if self._template is None:
             settings = self._parts.settings
             if settings.chat_template is None:
@@ -208,9 +265,16 @@ class LLM:
                     "the model has no chat template; use plain completion (generate, --raw)"
                 )
             self._template = ChatTemplate(settings.chat_template, settings.special_tokens)
-        return check_token_ids(
-            self._template.encode(self.tokenizer, messages, tools=tools), self.vocab_size
+        ids = self._template.encode(
+            self.tokenizer,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            continue_final_message=continue_final_message,
+            variables=template_variables,
         )
+        return check_token_ids(ids, self.vocab_size)
 
     def request(
         self, prompt: list[int], params: SamplingParams | None = None, *, keep: bool = False
@@ -218,34 +282,36 @@ class LLM:
         """A request that `stream_request` runs; every value is checked. keep: its pages stay for a
         next turn.
         """
-        if params is None:
-            params = self.default_params
-        if not isinstance(params, SamplingParams):
-            raise RequestError(
-                f"params must be SamplingParams, not {type(params).__name__}", "params"
-            )
+        params = one_params(params)
         for name, ids in (
-            ("logit_bias", params.logit_bias),
+            ("logit_bias", tuple(params.logit_bias)),
             ("stop_token_ids", params.stop_token_ids),
         ):
             if ids:
-                check_token_ids(list(ids), self.vocab_size, name)
+                check_token_ids(ids, self.vocab_size, name)
         room = self.context - len(prompt)
         if room < 1:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens; with at least one to generate it doesn't "
-                "fit the context of "
-                f"{self.context}; shorten it",
+                f"fit the context of {self.context}; shorten it",
                 "prompt",
             )
-        params = replace(params, logit_bias=dict(params.logit_bias), stop=params.stops)
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            if params.min_tokens > room:
+                raise RequestError(
+                    f"min_tokens is {params.min_tokens}, but after the prompt's {len(prompt)} "
+                    f"tokens the context of {self.context} holds only {room}",
+                    "min_tokens",
+                )
+            max_tokens = min(room, max(DEFAULT_MAX_TOKENS, params.min_tokens))
         stop_ids = [] if params.ignore_eos else list(self._parts.settings.stop_ids)
-        max_tokens = room if params.max_tokens is None else params.max_tokens
         return Request(
             prompt,
             params,
             max_tokens=max_tokens,
             stop_ids=[*stop_ids, *params.stop_token_ids],
+            sampling=self._sampling(params),
             keep=keep,
         )
 
@@ -254,84 +320,26 @@ class LLM:
         first piece.
         """
         self._parts.engine.check(request)
-        return self._stream(request)
+        return self._shared.stream(request)
 
-    def _stream(self, request: Request) -> Iterator[Piece]:
-        states = [TextState(self.tokenizer, sequence) for sequence in request.sequences]
-        try:
-            with self._engine() as engine:
-                engine.submit(request)
-            while any(state.finish_reason is None for state in states):
-                with self._engine() as engine:
-                    pieces = _advance(engine, states)
-                    if not pieces and not request.finished:
-                        engine.step()
-                        pieces = _advance(engine, states)
-                yield from pieces
-            if request.error is not None:
-                raise request.error
-        finally:
-            self._abandoned.append(request)
-            self._drop_abandoned()
-
-    def _run(self, requests: list[Request]) -> list[Completion]:
-        submitted_s = time.monotonic()
-        states = [
-            [TextState(self.tokenizer, sequence) for sequence in request.sequences]
-            for request in requests
-        ]
-        every = [state for own in states for state in own]
-        with self._engine() as engine:
-            for request in requests:
-                engine.check(request)
-            try:
-                for request in requests:
-                    engine.submit(request)
-                while not all(request.finished for request in requests):
-                    engine.step()
-                    _advance(engine, every)
-            finally:
-                for request in requests:
-                    engine.cancel(request)
-        for request in requests:
-            if request.error is not None:
-                raise request.error
-        return [
-            completion_of(request, own, submitted_s)
-            for request, own in zip(requests, states, strict=True)
-        ]
-
-    @contextmanager
-    def _engine(self) -> Iterator[Engine]:
-        """The engine, for this thread alone."""
-        self._drop_abandoned()
-        with self._lock:
-            yield self._parts.engine
-
-    def _drop_abandoned(self) -> None:
-        """Ends the requests of closed streams, or leaves it to the next caller if the engine is
-        busy.
+    def cancel(self, request: Request) -> None:
+        """Ends a request early, before its next step: its stream gives the tokens that are done and
+        ends with "cancelled". May be called from other threads and from signal handlers.
         """
-        while self._abandoned and self._lock.acquire(blocking=False):
-            try:
-                request = self._abandoned.popleft()
-                if self._loaded is not None:
-                    self._loaded.engine.cancel(request)
-            except IndexError:  # another thread was quicker
-                pass
-            finally:
-                self._lock.release()
+        self._shared.cancel(request)
 
     def close(self) -> None:
-        """Frees the model's memory; the object can't be used afterwards."""
-        with self._lock:
-            self._loaded = None
+        """Frees the model's memory when the running call has ended; the object can't be used
+        afterwards.
+        """
+        self._shared.close()
+
+    def _sampling(self, params: SamplingParams) -> Sampling:
+        return Sampling.of(params, self._parts.settings.generation)
 
     @property
     def _parts(self) -> Loaded:
-        if self._loaded is None:
-            raise RequestError("the LLM is closed")
-        return self._loaded
+        return self._shared.parts
 
     def __enter__(self) -> LLM:
         return self
@@ -345,37 +353,14 @@ class LLM:
         self.close()
 
 
-def _advance(engine: Engine, states: Sequence[TextState]) -> list[Piece]:
-    """New pieces of all texts; texts whose stop string appeared end in the engine as well."""
-    pieces: list[Piece] = []
-    for state in states:
-        if state.finish_reason is None:
-            pieces += state.advance()
-            if state.stopped and state.sequence.finish_reason is None:
-                engine.finish(state.sequence, "stop")
-    return pieces
-
-
-def completion_of(request: Request, states: Sequence[TextState], submitted_s: float) -> Completion:
-    """The result of a finished request."""
-    outputs = tuple(state.output() for state in states)
-    usage = Usage(
-        len(request.prompt), sum(len(o.token_ids) for o in outputs), request.cached_tokens
-    )
-    return Completion(outputs, usage, timing_of(request, submitted_s))
-
-
-def _prompt_list(prompts: object) -> list[Prompt]:
-    """One prompt or several, as a list."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, (list, tuple)):
-        raise RequestError(
-            f"prompts must be a text, token ids, or a list of them, not {type(prompts).__name__}",
-            "prompts",
+def _model_name(model: object) -> str:
+    """The name or path as a text; InputError for anything else, None above all."""
+    name = model if isinstance(model, str) else None
+    if isinstance(model, os.PathLike):
+        name = model.__fspath__()
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"model must be a name or a path, not {model!r:.60}; give an alias such as "
+            "'smollm2-135m', a Hugging Face id, a folder or a GGUF file"
         )
-    if not prompts:
-        raise RequestError("prompts is empty; give at least one", "prompts")
-    if all(isinstance(entry, int) for entry in prompts):
-        return [prompts]
-    return list(prompts)
+    return name

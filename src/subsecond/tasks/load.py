@@ -144,7 +144,7 @@ def _context(program: Program, options: ModelOptions) -> int:
         return program.max_positions
     if options.context > program.max_positions:
         raise InputError(
-            f"context is {options.context}, more than the {program.max_positions} positions of the "
-            "model"
+            f"context is {options.context}, more than the model's own maximum of "
+            f"{program.max_positions} tokens; leave it out, or give at most {program.max_positions}"
         )
     return options.context

@@ -312,7 +312,7 @@ def _text(metadata: Mapping[str, Any], key: str) -> str:
     value = metadata.get(key)
     if not isinstance(value, str):
         raise ModelError(
-            f"{key} is {'missing' if value is None else 'not a string'}; the GGUF has no usable "
+            f"{key} is {'missing' if value is None else 'not a string'}: the GGUF has no usable "
             "tokenizer"
         )
     return value
@@ -328,7 +328,7 @@ def _flag(metadata: Mapping[str, Any], key: str, *, default: bool) -> bool:
 def _sequence(metadata: Mapping[str, Any], key: str, kind: type[Any]) -> Sequence[Any]:
     value = metadata.get(key)
     if value is None:
-        raise ModelError(f"{key} is missing; the GGUF has no usable tokenizer")
+        raise ModelError(f"{key} is missing: the GGUF has no usable tokenizer")
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list) or not all(type(entry) is kind for entry in value):

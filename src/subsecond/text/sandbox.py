@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, MappingView
+from datetime import datetime
 from typing import Any
 
 from subsecond.errors import TextError
@@ -34,44 +35,12 @@ MAX_INTEGER = 1 << 63
 
 _FILTERS = frozenset(
     [
-        "abs",
-        "attr",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "indent",
-        "int",
-        "items",
-        "join",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "replace",
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "title",
-        "trim",
-        "unique",
-        "upper",
+        "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first",
+        "float", "indent", "int", "items", "join", "last", "length", "list", "lower", "map",
+        "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
+        "selectattr", "sort", "string", "title", "trim", "unique", "upper",
     ]
-)
+)  # fmt: skip
 _REFUSED_METHODS = frozenset(["expandtabs", "translate", "format_map"])
 _DYNAMIC_OR_WIDE = re.compile(r"\{[^{}]+\{|[0-9]{4,}")
 
@@ -149,12 +118,19 @@ def fits(size: int) -> int:
     return size
 
 
-def compiled(source: str, budget: Budget) -> Any:
-    """The jinja2 template of `source`, whose renderings are charged to `budget`."""
+def compiled(source: str, budget: Budget) -> tuple[Any, frozenset[str], frozenset[str]]:
+    """The jinja2 template of `source`, whose renderings are charged to `budget`; the names that it
+    reads; and its text constants, the names of attributes among them.
+    """
+    from jinja2 import nodes
+
     environment = _environment(budget)
     tree = environment.parse(source)
+    names = frozenset(node.name for node in tree.find_all(nodes.Name))
+    texts = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    texts.update(node.attr for node in tree.find_all(nodes.Getattr))
     _charge_bodies(tree)
-    return environment.from_string(_charge_values(tree))
+    return environment.from_string(_charge_values(tree)), names, frozenset(texts)
 
 
 def _charge_bodies(tree: Any) -> None:
@@ -202,7 +178,7 @@ def _environment(budget: Budget) -> Any:
     environment = _environment_type(budget)(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
+        extensions=["jinja2.ext.loopcontrols", _generation_tag()],
         finalize=functools.partial(_written, budget=budget),
     )
     environment.filters = {
@@ -213,6 +189,24 @@ def _environment(budget: Budget) -> Any:
     del environment.globals["lipsum"]
     environment.globals.update(_functions(budget))
     return environment
+
+
+def _generation_tag() -> Any:
+    """`{% generation %}...{% endgeneration %}`: marks an assistant's text for training. Its body is
+    rendered as it stands, with variables of its own.
+    """
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (jinja2's interface)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return Generation
 
 
 def _written(value: Any, budget: Budget) -> Any:
@@ -295,7 +289,7 @@ def _functions(budget: Budget) -> dict[str, Callable[..., Any]]:
     def strftime_now(form: str) -> str:
         if len(form) > 256:
             raise SecurityError("a time format of more than 256 characters is too long")
-        return time.strftime(form)
+        return datetime.now().strftime(form)
 
     return {
         "range": bounded_range,

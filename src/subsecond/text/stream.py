@@ -21,8 +21,9 @@ class TokenBytes(Protocol):
 class Detokenizer:
     """Turns ids into pieces of text: the pieces' sum is the text of all ids.
 
-    A piece holds whole characters only; the bytes of an unfinished one wait for the next token.
-    Bytes that can't become a character are U+FFFD.
+    A piece holds whole characters only; the bytes of an unfinished one wait for the next token. A
+    text that ends inside a character ends before it: what waits then is never shown. Bytes that
+    can't become a character, whatever follows, are U+FFFD.
     """
 
     def __init__(self, tokenizer: TokenBytes) -> None:
@@ -32,7 +33,3 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The piece that this token completes; empty while a character is unfinished."""
         return self._decoder.decode(self._token_bytes(token_id))
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
-        return self._decoder.decode(b"", final=True)

@@ -1,25 +1,27 @@
 """Chat templates: messages in, one text out, in a sandbox.
 
-Owns: the rule that nothing a user writes can become a control token. Does not know: models,
-sequences, how a rendering is bounded (sandbox). A template is untrusted: it comes with a model.
+Owns: the rule that nothing a user writes can become a control token, and that nothing a caller
+gives is silently left out by a template that doesn't know it. Does not know: models, sequences, how
+a rendering is bounded (sandbox). A template is untrusted: it comes with a model.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subsecond.errors import ModelError, TextError
+from subsecond.text import messages as shapes
+from subsecond.text.messages import Message, check_mappings, check_messages
 from subsecond.text.sandbox import Budget, compiled
 from subsecond.text.tokenizer import MAX_TEXT_BYTES, Tokenizer, check_text
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
-MAX_DEPTH = 32
-"""Nesting of lists and mappings inside a message or a tool."""
 
-_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_ROLES = ("system", "user", "assistant")
+_OTHER_ROLES = ("developer", "tool", "function", "ipython", "model", "tool_results", "observation")
 
 _FAILURES = (
     TypeError,
@@ -30,8 +32,6 @@ _FAILURES = (
     RecursionError,
     MemoryError,
 )
-
-Message = Mapping[str, Any]
 
 
 class ChatTemplate:
@@ -52,8 +52,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._budget = Budget()
         self._lock = threading.Lock()  # one rendering at a time spends the budget
+        self._takes_parts: dict[int, bool] = {}
         try:
-            self._template = compiled(source, self._budget)
+            self._template, self._names, self._texts = compiled(source, self._budget)
         except (TemplateError, TextError, *_FAILURES) as error:
             raise ModelError(f"chat template can't be compiled: {error}") from None
 
@@ -62,6 +63,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
@@ -71,12 +73,14 @@ class ChatTemplate:
         with self._lock:
             self._budget.restart()
             return self._render(
-                **self._special_tokens,
-                **variables,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+                **{
+                    **self._special_tokens,
+                    **variables,
+                    "messages": messages,
+                    "tools": tools,
+                    "documents": documents,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
 
     def _render(self, **variables: Any) -> str:
@@ -106,87 +110,141 @@ class ChatTemplate:
         return "".join(pieces)
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation: the template's markers are control tokens, a user's text
         never is.
 
-        options: as for `render`. A control token's spelling inside a message is broken by a mark
-        that occurs nowhere in the messages; the mark is taken out again after the text was cut at
-        the real control tokens.
+        continue_final_message: the text ends with the last message's content. variables: further
+        ones of the template. Raises TextError for messages that are malformed or that the template
+        refuses, and for roles, tools, documents and variables that it doesn't know.
+
+        A control token's spelling inside a message is broken by a mark that occurs nowhere in the
+        messages; the mark is taken out again after the text was cut at the real control tokens.
         """
-        check_messages(messages)
-        strings = list(_strings([messages, options.get("tools")], 0))
-        control = tokenizer.control_tokens
-        spellings = [spelling for spelling in control if any(spelling in text for text in strings)]
+        given: dict[str, Any] = {
+            "messages": check_messages(messages),
+            "tools": check_mappings(tools, "tools"),
+            "documents": check_mappings(documents, "documents"),
+            "variables": _variables(variables),
+        }
+        self._check_known(given)
+        most_parts = shapes.most_parts(given["messages"])
+        if most_parts > 0 and not self._parts_are_taken(min(most_parts, 2)):
+            given["messages"] = shapes.joined(given["messages"])
+        texts = list(shapes.strings(list(given.values())))
+        breaker, end = shapes.unused_marks(texts, 2)
+        spellings = [s for s in tokenizer.control_tokens if any(s in text for text in texts)]
+        if spellings:
+            longest_first = sorted(spellings, key=len, reverse=True)
+            pattern = re.compile("|".join(map(re.escape, longest_first)))
+            given = shapes.mapped(
+                given,
+                lambda text: pattern.sub(lambda m: m[0][0] + breaker + m[0][1:], text),
+            )
+        content = _mark_end(given["messages"][-1], end) if continue_final_message else ""
+        rendered = self.render(
+            given["messages"],
+            tools=given["tools"],
+            documents=given["documents"],
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            **given["variables"],
+        )
+        if continue_final_message:
+            rendered = _cut_at(rendered, end, content)
         if not spellings:
-            return tokenizer.encode(self.render(messages, **options), control=True, affixes=False)
-        mark = _unused_mark(strings)
-        pattern = re.compile(
-            "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True))
-        )
-
-        def broken(text: str) -> str:
-            return pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
-
-        if options.get("tools"):
-            options["tools"] = _mapped(options["tools"], broken)
-        rendered = check_text(
-            self.render(_mapped(messages, broken), **options), "the rendered conversation"
-        )
-        segments = tokenizer.split_control(rendered)
+            return tokenizer.encode(rendered, control=True, affixes=False)
+        check_text(rendered, "the rendered conversation")
         return tokenizer.encode_segments(
-            [part.replace(mark, "") if isinstance(part, str) else part for part in segments]
+            [
+                part.replace(breaker, "") if isinstance(part, str) else part
+                for part in tokenizer.split_control(rendered)
+            ]
         )
 
+    def _check_known(self, given: Mapping[str, Any]) -> None:
+        """TextError for what the template would leave out without a word."""
+        for index, message in enumerate(given["messages"]):
+            role = message["role"]
+            if role not in _ROLES and role not in self._texts:
+                known = [*_ROLES, *(name for name in _OTHER_ROLES if name in self._texts)]
+                raise TextError(
+                    f"messages[{index}].role is {role!r}, which the model's chat template doesn't "
+                    f"know; it knows {', '.join(known)}"
+                )
+            if message.get("tool_calls") and not {"tool_calls"} & (self._texts | self._names):
+                raise TextError(
+                    f"messages[{index}] has tool_calls, and the model's chat template has no place "
+                    "for them; write them into the content"
+                )
+        for name in ("tools", "documents"):
+            if given[name] and name not in self._names:
+                raise TextError(
+                    f"the model's chat template doesn't take {name}; describe them in a system "
+                    "message"
+                )
+        for name in given["variables"]:
+            if name not in self._names:
+                raise TextError(
+                    f"template_variables: the model's chat template doesn't use {name!r}"
+                )
 
-def check_messages(messages: object) -> None:
-    """TextError unless `messages` is a non-empty list of mappings with a role and valid Unicode
-    everywhere.
+    def _parts_are_taken(self, count: int) -> bool:
+        """Whether the template itself reads `count` content parts; found out by a rendering."""
+        if count not in self._takes_parts:
+            words = [f"probe{index}" for index in range(count)]
+            parts = [{"type": "text", "text": word} for word in words]
+            try:
+                text = self.render([{"role": "user", "content": parts}])
+            except TextError:
+                text = ""
+            written_out = "'type'" in text or '"type"' in text
+            self._takes_parts[count] = not written_out and all(word in text for word in words)
+        return self._takes_parts[count]
+
+
+def _variables(variables: object) -> dict[str, Any]:
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping) or not all(isinstance(n, str) for n in variables):
+        raise TextError(
+            "template_variables must map names to values, such as {'enable_thinking': False}"
+        )
+    for name in ("messages", "tools", "documents", "add_generation_prompt"):
+        if name in variables:
+            raise TextError(f"template_variables holds {name!r}, which is an argument of its own")
+    return dict(shapes.plain(variables, "template_variables"))
+
+
+def _mark_end(message: dict[str, Any], mark: str) -> str:
+    """Puts `mark` and a space behind the content, and returns the content; templates that trim
+    contents take the space.
     """
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise TextError("messages must be a non-empty list of {'role': ..., 'content': ...}")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TextError(f"messages[{index}] must be a mapping, not {type(message).__name__}")
-        role = message.get("role")
-        if not isinstance(role, str) or not _ROLE.fullmatch(role):
-            raise TextError(f"messages[{index}].role must be a name such as 'user', not {role!r}")
-        if "content" not in message and "tool_calls" not in message:
-            raise TextError(f"messages[{index}] has no content")
-    for text in _strings(messages, 0):
-        check_text(text, "a message")
+    holder, key = message, "content"
+    if isinstance(message.get("content"), list) and message["content"]:
+        holder, key = message["content"][-1], "text"
+    content = holder.get(key) if isinstance(holder, dict) else None
+    if not isinstance(content, str):
+        raise TextError("continue_final_message: the last message has no text to go on with")
+    holder[key] = content + mark + " "
+    return content
 
 
-def _strings(value: Any, depth: int) -> Iterator[str]:
-    """Every string inside messages or tools, keys included."""
-    if depth > MAX_DEPTH:
-        raise TextError(f"a message is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(key, depth + 1)
-            yield from _strings(item, depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item, depth + 1)
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    """The same structure with every string changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_mapped(item, change) for item in value]
-    return value
-
-
-def _unused_mark(strings: Sequence[str]) -> str:
-    """A noncharacter, which no text should hold, that these texts indeed don't hold."""
-    for code in range(0xFDD0, 0xFDF0):
-        if not any(chr(code) in text for text in strings):
-            return chr(code)
-    raise TextError("the messages hold every noncharacter U+FDD0 to U+FDEF; remove them")
+def _cut_at(rendered: str, mark: str, content: str) -> str:
+    """The text before `mark`; without the white space before it where the template trims."""
+    place = rendered.rfind(mark)
+    if place < 0 or content.strip() not in rendered:
+        raise TextError(
+            "continue_final_message: the model's chat template changes the last message, so it "
+            "can't be continued"
+        )
+    text = rendered[:place]
+    return text if rendered.startswith(mark + " ", place) else text.rstrip()

@@ -1,8 +1,9 @@
 """What a tokenizer.json may be made of, checked before the `tokenizers` library reads it.
 
 Owns: the known component types and the bounds on what they make of a text. Does not know: how text
-is encoded. The file is untrusted: some values make the library loop or abort, and a vocabulary can
-be millions of entries, so it is skipped and not read.
+is encoded, how long a regular expression takes (regex_bounds). The file is untrusted: some values
+make the library loop or abort, and a vocabulary can be millions of entries, so it is skipped and
+not read.
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ def check_parts(data: bytes | str) -> None:
                     f"tokenizer.json: {kind} {name!r} isn't supported; supported: "
                     f"{', '.join(sorted(known))}"
                 )
+            pattern = component.get("pattern")
+            if isinstance(pattern, dict) and "Regex" in pattern:
+                from subsecond.text.regex_bounds import check_pattern  # 3 ms, and few need it
+
+                check_pattern(pattern["Regex"], f"{kind}.pattern.Regex")
             if kind == "normalizer":
                 growth *= _growth(component)
             if name == "TemplateProcessing":

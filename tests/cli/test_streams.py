@@ -1,0 +1,259 @@
+"""Standard streams that are full, closed or without a reader; Ctrl-C; texts cut by max_tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from subsecond import LLM, Chat, SamplingParams
+from subsecond.cli import console, interrupt
+from subsecond.formats import artifact
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+COMMANDS = [
+    ["--help"],
+    ["generate", "--help"],
+    ["generate", "x", "-m", "ARTIFACT", "--max-tokens", "3"],
+    ["generate", "x", "-m", "ARTIFACT", "--max-tokens", "3", "--json"],
+    ["chat", "-m", "ARTIFACT", "--max-tokens", "3"],
+    ["--version"],
+    ["pull", "ARTIFACT", "--json"],
+    ["verify", "ARTIFACT"],
+    ["verify", "ARTIFACT", "--json"],
+]
+
+
+@pytest.fixture
+def shell(tiny_artifact: Path, tmp_path: Path) -> Run:
+    def start(arguments: list[str], redirection: str) -> subprocess.CompletedProcess[str]:
+        words = [str(tiny_artifact) if word == "ARTIFACT" else word for word in arguments]
+        return subprocess.run(
+            ["bash", "-c", f'"$0" -m subsecond "$@" {redirection}', sys.executable, *words],
+            input="hello\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SUBSECOND_HOME": str(tmp_path)},
+            timeout=60,
+            check=False,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("arguments", [*COMMANDS, ["inspect", "ARTIFACT"]], ids=" ".join)
+def test_a_full_standard_output_is_a_failure_in_one_line(shell: Run, arguments: list[str]) -> None:
+    done = shell(arguments, ">/dev/full")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "subsecond: error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(shell: Run, arguments: list[str]) -> None:
+    done = shell(arguments, "| exec 0<&-; exit ${PIPESTATUS[0]}")
+    assert done.returncode in (0, 141)  # 0: all was written before the reader left
+    assert "rror" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_streams_that_are_closed(shell: Run) -> None:
+    generate = COMMANDS[2]
+    done = shell(generate, ">&-")
+    assert done.returncode == 0
+    assert "tokens; first token" in done.stderr
+    for redirection in ("2>&-", "2>/dev/full"):
+        done = shell(generate, redirection)
+        assert done.returncode == 0
+        assert "tokens; first token" not in done.stdout
+        assert shell(["generate"], redirection).returncode == 2
+    for arguments in (["generate", "-", *generate[2:]], ["chat", *generate[2:]]):
+        done = shell(arguments, "<&-")
+        assert done.returncode == 2
+        assert done.stderr.startswith("subsecond: error: standard input is closed; ")
+
+
+def test_an_input_that_cannot_be_read_is_refused(shell: Run) -> None:
+    for arguments in (["generate", "-", *COMMANDS[2][2:]], COMMANDS[4]):
+        done = shell(arguments, "0>/dev/null")
+        assert done.returncode == 2
+        assert done.stderr.startswith("subsecond: error: standard input can't be read (Bad file")
+
+
+def test_an_empty_pipe_ends_a_chat(shell: Run) -> None:
+    assert shell(COMMANDS[4], "</dev/null").returncode == 0
+
+
+def interrupted_after(
+    arguments: list[str], home: Path, *, after: str
+) -> subprocess.CompletedProcess[str]:
+    """Sends SIGINT when the first byte of the stream `after` has come."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "subsecond", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SUBSECOND_HOME": str(home)},
+        bufsize=0,
+    )
+    stream = process.stdout if after == "stdout" else process.stderr
+    if arguments[0] == "chat":
+        process.stdin.write(b"hello\n")
+    first = stream.read(1)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    if after == "stdout":
+        out = first + out
+    else:
+        errors = first + errors
+    return subprocess.CompletedProcess(arguments, process.returncode, out.decode(), errors.decode())
+
+
+def test_ctrl_c_ends_a_piped_chat(tiny_artifact: Path, tmp_path: Path) -> None:
+    command = ["chat", "-m", str(tiny_artifact), "--max-tokens", "400", "--ignore-eos"]
+    done = interrupted_after(command, tmp_path, after="stdout")
+    assert (done.returncode, done.stderr) == (130, "subsecond: interrupted\n")
+
+
+def test_ctrl_c_ends_a_conversion_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = interrupted_after(
+        ["convert", str(tiny_checkpoint), "-o", str(out)], tmp_path, after="stderr"
+    )
+    if done.returncode != 0:  # 0: it was ready before
+        assert done.returncode in (130, -signal.SIGINT)
+        assert done.stderr.endswith("subsecond: interrupted\n")
+        assert list(tmp_path.glob("*out*")) == []
+    assert "Traceback" not in done.stderr
+
+
+NATIVE = """
+import sys, threading, os, signal, time
+from subsecond import _native
+from subsecond.cli import console, interrupt
+from subsecond.formats import artifact
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+with interrupt.watched(console.note):
+    _native.limits.f32_rate(1, 60.0)
+"""
+
+STUCK = """
+import sys, threading, os, signal, time
+from subsecond.cli import console, interrupt
+from subsecond.formats import artifact
+interrupt.END_S = 0.2
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+with interrupt.watched(console.note):
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [NATIVE, STUCK], ids=["native", "stuck"])
+def test_ctrl_c_does_not_wait_for_what_takes_long(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "subsecond: interrupted\n")
+
+
+def test_what_fails_because_it_was_interrupted_is_no_error() -> None:
+    def cut_short() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise BufferError("cannot close")
+
+    with pytest.raises(KeyboardInterrupt), interrupt.watched(console.note):
+        cut_short()
+    with pytest.raises(ZeroDivisionError), interrupt.watched(console.note):
+        _ = 1 // 0
+
+
+def test_ctrl_c_while_checksums_are_compared(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads that read the mapping end before it does. (A thread's error fails the test.)"""
+    hash, join = artifact.xxhash.xxh3_64_hexdigest, threading.Thread.join
+    calls = []
+
+    def slow(data: memoryview) -> str:
+        time.sleep(0.01)
+        return hash(data)
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        calls.append(thread)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    monkeypatch.setattr(artifact.xxhash, "xxh3_64_hexdigest", slow)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.open_artifact(tiny_artifact)
+    assert len(calls) > 1
+    assert not any(thread.is_alive() for thread in calls)
+
+
+def test_the_handlers_are_put_back() -> None:
+    before, calls = signal.getsignal(signal.SIGINT), []
+    with interrupt.watched(console.note), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with interrupt.calling(lambda: calls.append(1)):
+        signal.raise_signal(signal.SIGINT)
+    assert calls == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.fixture(scope="module")
+def inside_a_character(tiny_artifact: Path) -> dict[str, object]:
+    """Parameters under which every token is the first byte of a Chinese character."""
+    with LLM(tiny_artifact, threads=1, max_sequences=1) as llm:
+        token = llm.tokenizer.token_id("\u00e4")  # byte-level BPE's spelling of the byte E4
+    assert token is not None
+    return {"temperature": 0.0, "logit_bias": {token: 100.0}, "ignore_eos": True}
+
+
+@pytest.mark.parametrize(("tokens", "text"), [(1, ""), (2, "\ufffd"), (3, "\ufffd\ufffd")])
+def test_an_answer_cut_inside_a_character_ends_before_it(
+    tiny_artifact: Path, inside_a_character: dict[str, object], tokens: int, text: str
+) -> None:
+    """The last byte may have begun a character; those before it are no character, and stay."""
+    params = SamplingParams(max_tokens=tokens, **inside_a_character)  # type: ignore[arg-type]
+    with LLM(tiny_artifact, threads=1, max_sequences=1) as llm:
+        done = llm.generate("x", params)[0]
+        assert (done.text, len(done.token_ids), done.finish_reason) == (text, tokens, "length")
+        assert "".join(piece.text for piece in llm.stream("x", params)) == text
+        chat = Chat(llm, params=params)
+        assert chat.send("x") == text
+        assert chat.messages[-1]["content"] == text
+
+
+def test_an_alias_comes_before_a_folder_of_its_name(
+    run: Run, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m").symlink_to(tiny_artifact)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    done = run("inspect", "smollm2-135m", "--threads", "1", **offline)
+    assert done.returncode == 2  # the alias, which isn't here
+    first, last = done.stderr.splitlines()
+    assert first == (
+        "subsecond: warning: model smollm2-135m is the alias; what lies here under that name is "
+        "./smollm2-135m"
+    )
+    assert "smollm2-135m is not here yet" in last
+    done = run("inspect", "./smollm2-135m", "--threads", "1", "--json", **offline)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["vocab_size"] == 320
