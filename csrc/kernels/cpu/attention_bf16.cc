@@ -54,10 +54,42 @@ struct DotBf16 {
     }
 };
 
+// bf16_of of 16 lanes, in the low halves.
+SUBSECOND_INLINE __m512i bf16_lanes(f32x16 x) {
+    const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16);
+}
+
+SUBSECOND_INLINE f32x16 load_part(const float* x, int64_t n, int64_t d) {
+    return d + lanes <= n ? load(x + d) : d < n ? load_first(x + d, n - d) : zero();
+}
+
 void query_prepare(const float* q, int64_t head_dim, float scale, void* row) {
     uint16_t* out = static_cast<uint16_t*>(row);
     const int64_t padded = DotBf16::query_bytes(head_dim) / 2;
-    for (int64_t d = 0; d < padded; ++d) out[d] = d < head_dim ? bf16_of(q[d] * scale) : 0;
+    for (int64_t d = 0; d < padded; d += lanes)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d),
+                            _mm512_cvtepi32_epi16(bf16_lanes(mul(load_part(q, head_dim, d), set1(scale)))));
+}
+
+// Two neighbouring slots share the pairs of values: stores are masked to the slot's own halves, since another thread
+// may be writing the others.
+void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, void* block) {
+    const int64_t padded = head_dim_padded(head_dim);
+    uint16_t* keys = static_cast<uint16_t*>(block) + slot * 2;
+    uint16_t* values = static_cast<uint16_t*>(block) + kv_block * padded + slot / 2 * padded * 2;
+    const __mmask32 own = slot % 2 == 0 ? 0x55555555u : 0xaaaaaaaau;
+    for (int64_t d = 0; d < padded; d += lanes) {
+        alignas(32) uint32_t pairs[lanes / 2];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs),
+                           _mm512_cvtepi32_epi16(bf16_lanes(load_part(k, head_dim, d))));
+        for (int64_t i = 0; i < lanes / 2; ++i) memcpy(keys + (d / 2 + i) * kv_block * 2, pairs + i, sizeof pairs[i]);
+        const __m512i value = bf16_lanes(load_part(v, head_dim, d));
+        _mm512_mask_storeu_epi16(values + 2 * d, own, _mm512_or_si512(value, _mm512_slli_epi32(value, 16)));
+    }
 }
 
 #else
@@ -122,8 +154,6 @@ void query_prepare(const float* q, int64_t head_dim, float scale, void* row) {
     for (int64_t d = 0; d < padded; ++d) out[d] = d < head_dim ? q[d] * scale : 0.0f;
 }
 
-#endif
-
 void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, void* block) {
     const int64_t padded = head_dim_padded(head_dim);
     uint16_t* keys = static_cast<uint16_t*>(block) + slot * 2;
@@ -133,6 +163,8 @@ void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, 
         values[2 * d] = d < head_dim ? bf16_of(v[d]) : 0;
     }
 }
+
+#endif
 
 }  // namespace
 
