@@ -62,14 +62,18 @@ void prepare_group(const float* x, int64_t n, act_group* group) {
         return;
     }
     if (absmax < act_absmax_floor) return;
-    const float inverse = 127.0f / absmax;
+    int32_t bits = 0;
+    const float least = absmax / 127.0f;
+    std::memcpy(&bits, &least, sizeof bits);
+    bits = (bits + round_up_to_power) & exponent_bits;
+    std::memcpy(&group->scale, &bits, sizeof bits);
+    const float inverse = 1.0f / group->scale;
     int32_t sum = 0;
     for (int64_t i = 0; i < n; ++i) {
         const int32_t value = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
         group->value[i] = static_cast<int8_t>(value);
         sum += value;
     }
-    group->scale = absmax / 127.0f;
     group->scaled_sum = group->scale * static_cast<float>(sum);
     group->offset_dot = -128 * sum;
 }

@@ -16,7 +16,8 @@ namespace subsecond {
 
 // A matrix product with one weight format. Activations are first brought into the format's own grid, row by row
 // ("prepared": an opaque row of act_bytes(k) bytes, 64-byte aligned), by the row's own values alone:
-//   int4, int8: s8 per group of 32 along K with an f32 scale (absmax / 127) a group, plus the group's sum
+//   int4, int8: s8 per group of 32 along K with a scale a group (the least power of two from absmax / 127 on), plus
+//               the group's sum
 //   bf16: round to nearest even;   f32: copied, padded with zeros.
 // Products: int4/int8: exact s32 dot within a group, then groups added in K order by FMA in f32;
 //           bf16: pairs along K in order, f32 accumulation;  f32: FMA in K order.

@@ -21,9 +21,7 @@ from subsecond.errors import ModelError
 from subsecond.formats import artifact, gguf_header, open_artifact
 from subsecond.formats.convert import convert, open_checkpoint
 
-SETTINGS = settings(
-    max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF]
 MEMORY_BYTES = 100 << 20

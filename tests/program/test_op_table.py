@@ -150,20 +150,23 @@ def test_rounding_to_bf16_is_to_nearest_even() -> None:
     assert (np.abs(round_bf16(many) - many) <= np.abs(many) * 2.0**-8).all()
 
 
-def test_int8_grid_is_of_each_group_alone() -> None:
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_int8_grid_is_of_each_group_alone(power_of_two: bool) -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal((3, 70)).astype(np.float32) * np.array([[1], [100], [0]], np.float32)
-    rounded = round_int8(x, 32)
+    rounded = round_int8(x, 32, power_of_two=power_of_two)
     for row in range(3):
         for begin in (0, 32, 64):
             part, grid = x[row, begin : begin + 32], rounded[row, begin : begin + 32]
             step = np.abs(part).max() / 127
+            if power_of_two and step > 0:
+                step = 2.0 ** np.ceil(np.log2(step))
             assert np.abs(part - grid).max() <= step * 0.5001
             steps = np.divide(grid, step, out=np.zeros_like(grid), where=step > 0)
             assert np.abs(steps - np.rint(steps)).max() < 1e-3
     other = x.copy()
     other[0, 40:] *= 50
-    assert (round_int8(other, 32)[0, :32] == rounded[0, :32]).all()
+    assert (round_int8(other, 32, power_of_two=power_of_two)[0, :32] == rounded[0, :32]).all()
 
 
 def test_quantized_activations_change_a_product_as_little_as_their_format_says() -> None:

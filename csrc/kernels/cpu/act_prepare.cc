@@ -38,7 +38,9 @@ void prepare_groups(const float* x, act_group* group) {
         if (bits >= 0x7f800000u) group->scale = group->scaled_sum = __builtin_nanf("");
         return;
     }
-    const float inverse = 127.0f / absmax, scale = absmax / 127.0f;
+    const int32x4_t least = vreinterpretq_s32_f32(vdupq_n_f32(absmax / 127.0f));
+    const int32x4_t power = vandq_s32(vaddq_s32(least, vdupq_n_s32(round_up_to_power)), vdupq_n_s32(exponent_bits));
+    const float scale = vgetq_lane_f32(vreinterpretq_f32_s32(power), 0), inverse = 1.0f / scale;
     int16x8_t sums = vdupq_n_s16(0);
     for (int i = 0; i < 4; ++i) {
         const int8x8_t value = quantize(v[2 * i], v[2 * i + 1], inverse);
@@ -110,12 +112,15 @@ void prepare_groups(const float* x, act_group* groups) {
     for (int g = 0; g < together; ++g)
         reduced[g] = g < count ? largest_magnitude(x + group_int * g) : _mm256_setzero_si256();
     const __m256i bits = reduce_each<Max>(reduced);
-    const __m256 absmax = _mm256_castsi256_ps(bits), top = _mm256_set1_ps(127.0f);
+    const __m256 absmax = _mm256_castsi256_ps(bits);
     const __m256 counts = _mm256_cmp_ps(absmax, _mm256_set1_ps(act_absmax_floor), _CMP_GE_OQ);
-    const __m256 scale = _mm256_and_ps(counts, _mm256_div_ps(absmax, top));
+    const __m256i least = _mm256_castps_si256(_mm256_div_ps(absmax, _mm256_set1_ps(127.0f)));
+    const __m256i power = _mm256_and_si256(_mm256_add_epi32(least, _mm256_set1_epi32(round_up_to_power)),
+                                           _mm256_set1_epi32(exponent_bits));
+    const __m256 scale = _mm256_and_ps(counts, _mm256_castsi256_ps(power)), one = _mm256_set1_ps(1.0f);
     alignas(32) float inverse[together], scales[together], scaled_sums[together];
     alignas(32) int32_t offset_dots[together];
-    _mm256_store_ps(inverse, _mm256_and_ps(counts, _mm256_div_ps(top, absmax)));
+    _mm256_store_ps(inverse, _mm256_and_ps(counts, _mm256_div_ps(one, scale)));
     for (int g = 0; g < count; ++g) {
         value[g] = quantize(x + group_int * g, inverse[g]);
         reduced[g] = sums_of_four(value[g]);

@@ -20,6 +20,16 @@ SUBSECOND_INLINE int32_t quad_of(const act_group* act, int j) {
     return quad;
 }
 
+// x * power, for a power of two (or 0, or a NaN).
+SUBSECOND_INLINE f32x16 times_power(f32x16 x, float power) {
+#if defined(__AVX512F__)
+    // On other units than multiplications, of which the dots leave nothing free.
+    return _mm512_scalef_ps(x, _mm512_getexp_ps(_mm512_set1_ps(power)));
+#else
+    return mul(x, set1(power));
+#endif
+}
+
 #if defined(__aarch64__)
 // Quad j of the activations, four times.
 SUBSECOND_INLINE int8x16_t broadcast_quad(const act_group* act, int j) {

@@ -115,7 +115,7 @@ struct Int4 {
             const f32x16 scale = from_half(weight[t * groups].scale), minimum = from_half(weight[t * groups].minimum);
             for (int r = 0; r < rows; ++r) {
                 const act_group* group = act_at(act, r * act_stride);
-                sum[r][t] = fma(to_float(dot[r][t]), mul(scale, set1(group->scale)), sum[r][t]);
+                sum[r][t] = fma(to_float(dot[r][t]), times_power(scale, group->scale), sum[r][t]);
                 sum[r][t] = fma(minimum, set1(group->scaled_sum), sum[r][t]);
             }
         }

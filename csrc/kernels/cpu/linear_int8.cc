@@ -116,7 +116,7 @@ struct Int8 {
         for (int t = 0; t < tiles; ++t) {
             const f32x16 scale = from_half(weight[t * groups].scale);
             for (int r = 0; r < rows; ++r) {
-                const f32x16 both = mul(scale, set1(act_at(act, r * act_stride)->scale));
+                const f32x16 both = times_power(scale, act_at(act, r * act_stride)->scale);
                 sum[r][t] = fma(to_float(dot[r][t]), both, sum[r][t]);
             }
         }

@@ -59,9 +59,9 @@ def round_bf16(x: F32) -> F32:
     return np.asarray((rounded & np.uint32(0xFFFF0000)).view(np.float32), np.float32)
 
 
-def round_int8(x: F32, group: int) -> F32:
-    """x on the s8 grid of each group of `group` along the last axis: scale absmax / 127, ties to
-    even.
+def round_int8(x: F32, group: int, *, power_of_two: bool) -> F32:
+    """x on the s8 grid of each group of `group` along the last axis: scale absmax / 127, or the
+    least power of two from there on; ties to even.
     """
     width = x.shape[-1]
     pad = -width % group
@@ -70,6 +70,10 @@ def round_int8(x: F32, group: int) -> F32:
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     scale = largest / np.float32(127)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    if power_of_two:
+        mantissa, exponent = np.frexp(scale)
+        scale = np.ldexp(np.float32(1), exponent - (mantissa == 0.5))
+        inverse = np.where(largest > 0, 1 / scale, np.float32(0))
     quantized = np.rint(groups * inverse) * scale
     return np.asarray(quantized.reshape(padded.shape)[..., :width], np.float32)
 
@@ -78,7 +82,7 @@ def prepared(x: F32, weight_format: str) -> F32:
     """Activations as products with that format see them (LinearKernel, csrc/kernels/ops.h)."""
     if weight_format == "f32":
         return x
-    return round_bf16(x) if weight_format == "bf16" else round_int8(x, GROUP)
+    return round_bf16(x) if weight_format == "bf16" else round_int8(x, GROUP, power_of_two=True)
 
 
 def _values(weight: Weight | None) -> F32:
@@ -171,7 +175,8 @@ def attention(
     if step.kv == "bf16":
         k, v = round_bf16(k), round_bf16(v)
     elif step.kv == "int8":
-        k, v = round_int8(k, head_dim), round_int8(v, head_dim)
+        k = round_int8(k, head_dim, power_of_two=False)
+        v = round_int8(v, head_dim, power_of_two=False)
     place = (int(a["group"]), int(a["layer"]))
     result = np.empty_like(q)
     for index, cache in enumerate(step.caches):
