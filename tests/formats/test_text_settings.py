@@ -86,12 +86,20 @@ def test_ids_that_stop(
         (b'{"model": {"vocab": {}}, "added_tokens": [3]}', 4, "added_tokens"),
         (b'{"model": {"vocab": [3]}}', 4, "model.vocab"),
         (b'{"model": {"vocab": {}}, "added_tokens": 5}', 4, "added_tokens"),
-        (TOKENIZER, 11, "5 ids.*11 rows"),
     ],
 )
 def test_tokenizers_that_do_not_fit(tokenizer: bytes, vocabulary: int, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         gather(Texts(tokenizer_json=tokenizer), tokenizer, {}, vocabulary)
+
+
+def test_a_tokenizer_that_knows_less_than_half_of_the_rows_is_odd() -> None:
+    warnings: list[str] = []
+    gather(Texts(tokenizer_json=TOKENIZER), TOKENIZER, {"eos_token_id": 1}, 10, warnings)
+    assert warnings == []
+    gather(Texts(tokenizer_json=TOKENIZER), TOKENIZER, {"eos_token_id": 1}, 11, warnings)
+    assert len(warnings) == 1
+    assert "5 ids, the embedding 11 rows" in warnings[0]
 
 
 def test_unigram_vocabularies_are_lists() -> None:
