@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from subsecond.tasks.chat import Chat
     from subsecond.tasks.completion import Completion, Output, Piece, Timing, Usage
     from subsecond.tasks.generate import LLM
+    from subsecond.tasks.logits import Logits
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "tasks.generate",
     "Chat": "tasks.chat",
+    "Logits": "tasks.logits",
     "SamplingParams": "engine.request",
     "Logprob": "engine.request",
     "Completion": "tasks.completion",
@@ -56,6 +58,7 @@ __all__ = [
     "Completion",
     "FetchError",
     "InputError",
+    "Logits",
     "Logprob",
     "ModelError",
     "Output",

@@ -208,7 +208,8 @@ def test_a_line_of_a_pipe_is_bounded(run: Run, tiny_artifact: Path) -> None:
     command = ("chat", "-m", str(tiny_artifact), "--max-tokens", "2")
     done = run(*command, input="x" * 10_000_000 + "\nhello\n/history\n")
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    line, cut = done.stderr.splitlines()
+    assert cut == "[stopped at --max-tokens]"
     assert line.startswith("subsecond: error: line 1 of standard input has more than 1,048,576")
     assert "user: hello" in done.stdout
     assert "xxx" not in done.stdout

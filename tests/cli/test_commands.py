@@ -16,7 +16,8 @@ from subsecond.cli.inspect_command import _show
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIGURES = re.compile(
-    r"\[\d+ \+ \d+ tokens; first token \d+\.\d\d s after start; .*; peak memory \d+ MB\]"
+    r"\[\d+ \+ \d+ tokens; first token \d+\.\d\d s after start; .*; peak memory \d+ MB"
+    r"(; stopped at --max-tokens|; context full)?\]"
 )
 
 
@@ -37,6 +38,71 @@ def test_generate_streams_the_answer_and_one_line_of_figures(run: Run, tiny_arti
     (line,) = done.stderr.strip().splitlines()
     assert FIGURES.fullmatch(line)
     assert " + 8 tokens" in line
+    assert line.endswith("; stopped at --max-tokens]")
+
+
+def test_an_answer_that_was_cut_says_so(inline: Run, tiny_artifact: Path) -> None:
+    common = ("generate", "the sky", "-m", str(tiny_artifact), "--raw")
+    full = inline(*common, "--context", "30", "--ignore-eos").stderr
+    assert full.endswith("; context full]\n")
+    ids = json.loads(inline(*common, "--max-tokens", "3", "--ignore-eos", "--json").stdout)
+    stop = str(ids["token_ids"][1])
+    ended = inline(*common, "--max-tokens", "9", "--stop-token-id", stop).stderr
+    assert ended.endswith(" MB]\n")
+
+
+def test_every_text_with_its_tokens_and_logprobs(inline: Run, tiny_artifact: Path) -> None:
+    common = ("generate", "the sky", "-m", str(tiny_artifact), "--raw", "--max-tokens", "5")
+    common = (*common, "--ignore-eos", "--temperature", "1", "--seed", "4", "--n", "3")
+    result = json.loads(inline(*common, "--json", "--logprobs", "2").stdout)
+    texts = [output["text"] for output in result["outputs"]]
+    assert len(texts) == 3
+    assert len({tuple(output["token_ids"]) for output in result["outputs"]}) == 3
+    assert result["completion_tokens"] == 15
+    for output in result["outputs"]:
+        assert len(output["token_ids"]) == len(output["logprobs"]) == 5
+        for token_id, entry in zip(output["token_ids"], output["logprobs"], strict=True):
+            assert entry["token_id"] == token_id
+            assert len(entry["top"]) == 2
+            assert entry["logprob"] < 0
+    shown = inline(*common)
+    heads = [f"--- {index} of 3\n{text}\n" for index, text in enumerate(texts, 1)]
+    assert shown.stdout == "".join(heads)
+    assert_refused(inline(*common, "--logprobs", "2"), "--json")
+
+
+def test_stop_ids_biases_and_least_tokens(inline: Run, tiny_artifact: Path) -> None:
+    common = ("generate", "x", "-m", str(tiny_artifact), "--max-tokens", "6", "--json")
+    common = (*common, "--ignore-eos")
+    biased = json.loads(inline(*common, "--logit-bias", "65=100", "--logit-bias=66=-1").stdout)
+    assert biased["token_ids"] == [65] * 6
+    stop = ("--logit-bias", "65=100", "--stop-token-id", "65")
+    stopped = json.loads(inline(*common, *stop).stdout)
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([65], "stop")
+    later = json.loads(inline(*common, *stop, "--min-tokens", "3").stdout)
+    assert later["token_ids"][3:] == [65]
+    assert 65 not in later["token_ids"][:3]
+    twice = ("--logit-bias", "65=1", "--logit-bias", "65=2")
+    assert_refused(inline(*common, *twice), "twice for token 65")
+    assert_refused(inline(*common, "--logit-bias", "65"), "must be ID=BIAS, such as 42=-100")
+    assert_refused(inline(*common, "--logit-bias", "6_5=1"), "must be an integer, not '6_5'")
+    assert_refused(inline(*common, "--logit-bias", "99999=1"), "logit_bias")
+
+
+def test_a_prompt_of_a_file(inline: Run, tiny_artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("the sky", encoding="utf-8")
+    common = ("-m", str(tiny_artifact), "--max-tokens", "4", "--json")
+    given = json.loads(inline("generate", "the sky", *common).stdout)
+    read = json.loads(inline("generate", "--prompt-file", str(path), *common).stdout)
+    assert read["token_ids"] == given["token_ids"]
+    assert read["prompt_tokens"] == given["prompt_tokens"]
+    both = inline("generate", "x", "--prompt-file", str(path), *common)
+    assert_refused(both, "both given; leave one")
+    absent = inline("generate", "--prompt-file", str(tmp_path / "no"), *common)
+    assert_refused(absent, "can't read .*no': No such file")
+    path.write_bytes(b"\xff")
+    assert_refused(inline("generate", "--prompt-file", str(path), *common), "not valid UTF-8")
 
 
 def test_generate_json_and_stdin(run: Run, tiny_artifact: Path) -> None:

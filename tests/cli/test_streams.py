@@ -66,9 +66,10 @@ def test_a_reader_that_leaves_is_no_error(shell: Run, arguments: list[str]) -> N
 
 def test_streams_that_are_closed(shell: Run) -> None:
     generate = COMMANDS[2]
-    done = shell(generate, ">&-")
-    assert done.returncode == 0
-    assert "tokens; first token" in done.stderr
+    for arguments in (generate, ["--help"], ["pull", "ARTIFACT"]):
+        done = shell(arguments, ">&-")
+        assert done.returncode == 2
+        assert done.stderr.startswith("subsecond: error: standard output is closed; ")
     for redirection in ("2>&-", "2>/dev/full"):
         done = shell(generate, redirection)
         assert done.returncode == 0
@@ -179,6 +180,52 @@ def test_what_fails_because_it_was_interrupted_is_no_error() -> None:
         _ = 1 // 0
 
 
+IMPORTING = """
+import sys, os, signal
+from subsecond.cli import main
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "subsecond.cli.run":
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass
+            raise ImportError("the interrupt was lost")
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_during_the_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "subsecond: interrupted\n")
+
+
+SWALLOWED = """
+import sys, signal, weakref
+from subsecond.cli import console, interrupt
+sys.unraisablehook = lambda _: None
+class Thing: pass
+with interrupt.watched(console.note):
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    print("swallowed", flush=True)
+"""
+
+
+def test_ctrl_c_that_a_callback_swallowed_counts_at_the_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "swallowed\n"
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
 def test_ctrl_c_while_checksums_are_compared(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +253,7 @@ def test_ctrl_c_while_checksums_are_compared(
 
 def test_the_handlers_are_put_back() -> None:
     before, calls = signal.getsignal(signal.SIGINT), []
-    with interrupt.watched(console.note), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupt.watched(console.note):
         signal.raise_signal(signal.SIGINT)
     with interrupt.calling(lambda: calls.append(1)):
         signal.raise_signal(signal.SIGINT)

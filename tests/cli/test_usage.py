@@ -32,6 +32,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
         (["generate", "--", "x", "--json"], "unexpected argument '--json' after '--'"),
         (["generate", "x", "--top-k", "many"], "--top-k must be an integer, not 'many'"),
         (["generate", "x", "--top-k", "1_0"], "--top-k must be an integer, not '1_0'"),
+        (["generate", "x", "--max-tokens", "1_0"], "--max-tokens must be an integer, not '1_0'"),
+        (["generate", "x", "--max-tokens", "\u0663"], "--max-tokens must be an integer, not '"),
         (["generate", "x", "--top-k", "2.5"], "--top-k must be an integer, not '2.5'"),
         (["generate", "x", "--seed", "9" * 5000], "--seed must be an integer of at most 20 digits"),
         (["generate", "x", "--top-p", "y" * 99], f"--top-p must be a number, not '{'y' * 57}...'"),

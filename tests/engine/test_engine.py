@@ -248,6 +248,28 @@ def test_a_kept_text_is_not_computed_again(groups: tuple[CacheGroup, ...]) -> No
     assert_empty(engine)
 
 
+def test_another_request_shares_a_kept_text_and_leaves_it() -> None:
+    engine = Engine(FakeRunner(), context=512)
+    first = make_request(make_prompt(1, 150), 20, keep=True)
+    engine.submit(first)
+    run(engine)
+    (kept,) = engine.kept
+    prompt = [*make_prompt(1, 100), 7, 8]
+    for keep in (False, True):  # a keeping one that parts from it before its middle is no next turn
+        other = make_request([*prompt[: 100 if not keep else 70], 7, 8], 20, keep=keep)
+        engine.submit(other)
+        run(engine)
+        assert other.cached_tokens == (100 if not keep else 70)
+        assert answer(other) == reference(other.prompt, 20)
+        assert engine.kept[0] is kept
+    turn = make_request([*kept.tokens, 5], 20, keep=True)
+    engine.submit(turn)
+    run(engine)
+    assert turn.cached_tokens == len(kept.tokens)
+    assert answer(turn) == reference(turn.prompt, 20)
+    assert kept not in engine.kept
+
+
 def test_kept_texts_give_way_to_requests() -> None:
     engine = Engine(FakeRunner(pages_per_group=4), context=256)
     engine.submit(make_request(make_prompt(1, 100), 20, keep=True))

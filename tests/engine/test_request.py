@@ -68,7 +68,9 @@ def test_integers_must_be_integers() -> None:
         ("stop", ["x"] * 65), ("stop", "x" * 1025), ("stop_token_ids", 5), ("stop_token_ids", [-1]),
         ("stop_token_ids", [True]), ("stop_token_ids", ["a"]), ("stop_token_ids", [2**31]),
         ("stop_token_ids", list(range(65))), ("ignore_eos", 1), ("ignore_eos", None),
-        ("ignore_eos", "no"), ("logit_bias", [1]), ("logit_bias", {"1": 1.0}),
+        ("ignore_eos", "no"), ("logit_bias", [1]), ("logit_bias", {"x": 1.0}),
+        ("logit_bias", {"-1": 1.0}),
+        ("logit_bias", {"1": 1.0, 1: 1.0}), ("logit_bias", {object(): 1.0}),
         ("logit_bias", {1: "x"}), ("logit_bias", {1: NAN}),
         ("logit_bias", {1: 100.1}), ("logit_bias", {-1: 0.0}), ("logit_bias", {True: 0.0}),
         ("logit_bias", None), ("logit_bias", dict.fromkeys(range(4097), 0.0)),
@@ -122,3 +124,27 @@ def test_seeds_that_are_not_given_differ() -> None:
     seeds = {Request([1], SamplingParams(), max_tokens=1, stop_ids=()).seed for _ in range(8)}
     assert len(seeds) == 8
     assert Request([1], SamplingParams(seed=0), max_tokens=1, stop_ids=()).seed == 0
+
+
+def test_logit_bias_takes_the_keys_of_json() -> None:
+    assert SamplingParams(logit_bias={"5": 3.0, 6: 1}).logit_bias == {5: 3.0, 6: 1.0}  # type: ignore[dict-item]
+
+
+def test_a_token_id_below_zero_names_the_range_and_no_place_that_is_not_there() -> None:
+    with pytest.raises(RequestError, match=r"has the token id -1; token ids are 0 to .*vocab_size"):
+        SamplingParams(logit_bias={-1: 3.0})
+
+
+def test_messages_hold_no_addresses() -> None:
+    for name in ("max_tokens", "temperature", "stop", "logit_bias", "ignore_eos"):
+        with pytest.raises(RequestError) as caught:
+            SamplingParams(**{name: object()})
+        assert "0x" not in str(caught.value)
+        assert "a object" in str(caught.value)
+
+
+def test_equal_parameters_are_one_key() -> None:
+    one = SamplingParams(logit_bias={1: 2.0, 3: 4.0}, stop="x", stop_token_ids=[7])
+    same = SamplingParams(logit_bias={3: 4.0, 1: 2.0}, stop=["x"], stop_token_ids=(7,))
+    assert one == same
+    assert len({one, same, SamplingParams(stop="x")}) == 2

@@ -121,7 +121,7 @@ def test_the_callers_lists_are_copied() -> None:
         ("n", 1025, "n must be an integer from 1 to 1024, not 1025"),
         ("stop", ["ok", ""], "stop must hold strings of 1 to 1024 characters, not ''"),
         ("stop", "a\ud800", "not valid Unicode"),
-        ("logit_bias", {-1: 1.0}, "logit_bias is -1, outside"),
+        ("logit_bias", {-1: 1.0}, "logit_bias has the token id -1; token ids are 0 to"),
         ("stop_token_ids", [1.0], "stop_token_ids is 1.0, a float"),
     ],
     ids=lambda value: repr(value)[:24],

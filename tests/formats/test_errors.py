@@ -366,6 +366,17 @@ def test_an_output_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
     assert json.loads((web / "manifest.json").read_text()) == {"name": "my web application"}
 
 
+@pytest.mark.parametrize("out", [".", "..", "/", "x/..", "/proc/x", "/proc/x/y", "/dev/null/x"])
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"cannot write the artifact {re.escape(out)}: .*; ") as e:
+        convert("no-such-model", out)  # the output comes first
+    assert re.search("can't be replaced|takes no new folder", str(e.value))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_artifact_of_the_cache_names_the_command(tmp_path: Path) -> None:
     folder = tiny.write("llama", tmp_path / "a model", tokenizer=True)
     for weights, option in (("int4", ""), ("int8", " --weights int8")):

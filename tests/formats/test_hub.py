@@ -233,8 +233,11 @@ def test_errors_say_what_to_do(
 ) -> None:
     code, text = run(stand_in[1] | extra, call)
     assert code == 2
-    assert text.startswith("FetchError")
-    assert words in text
+    name = call.partition("'")[2].partition("'")[0]
+    start = f"FetchError no folder or file {name} here; taken as a hub id: "
+    assert text.startswith(start)
+    assert words in text.removeprefix(start)
+    assert "\n" not in text
 
 
 def test_a_repository_of_pickles_is_refused(stand_in: tuple[Hub, dict[str, str]]) -> None:

@@ -283,9 +283,25 @@ def test_json_files_are_bounded_in_bytes(folder: Path) -> None:
 
 
 def test_headers_of_too_many_values_are_not_parsed(folder: Path) -> None:
-    write_raw(folder / "model.safetensors", {"__metadata__": {"a": [[]] * 2_100_000}})
+    write_raw(folder / "model.safetensors", {"__metadata__": {"a": [[]] * 1_100_000}})
     with pytest.raises(ModelError, match=r"model.safetensors.*JSON values"):
         open_checkpoint(folder)
+
+
+def test_headers_of_too_many_tensors_are_not_parsed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200,000 records of 13 MB would be 200 MB of objects."""
+    record = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    write_raw(folder / "model.safetensors", {f"t{i}": record for i in range(70_000)})
+    parsed: list[str] = []
+    plain = files.parse_json
+    monkeypatch.setattr(
+        files, "parse_json", lambda data, what, *a: parsed.append(what) or plain(data, what, *a)
+    )
+    with pytest.raises(ModelError, match=r"model.safetensors.*more than 65536 tensors"):
+        open_checkpoint(folder)
+    assert not any(what.endswith(".safetensors") for what in parsed)
 
 
 def test_a_tokenizer_of_too_many_values_is_not_parsed(

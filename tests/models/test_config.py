@@ -338,8 +338,10 @@ def test_an_older_phi_3_calls_longrope_yarn() -> None:
         ("intermediate_size", 128, r"gate_proj.*\(intermediate_size 128\)"),
         ("num_hidden_layers", 1, "layers.1"),
         ("num_hidden_layers", 3, "layers.2"),
-        ("num_attention_heads", 2, "k_proj"),
-        ("num_key_value_heads", 4, "k_proj"),
+        ("num_attention_heads", 2, r"k_proj.*\(num_key_value_heads 2 x \(hidden_size 64 / num_at"),
+        ("num_key_value_heads", 4, r"k_proj.*\(num_key_value_heads 4 x \(hidden_size 64 / num_at"),
+        # 96 is intermediate_size too, which is right.
+        ("head_dim", 24, r"q_proj.*implies \[96, 64\] \(num_attention_heads 4 x head_dim 24\)$"),
         ("num_key_value_heads", 3, "multiple"),
         ("head_dim", 32, "q_proj"),
         ("num_attention_heads", 5, "multiple"),

@@ -98,3 +98,32 @@ def test_malformed_messages_are_refused(llm: LLM, messages: Any) -> None:
         llm.chat(messages)
     with pytest.raises(TextError):
         Chat(llm).load(messages)
+
+
+def test_an_empty_message_is_refused_and_changes_nothing(llm: LLM) -> None:
+    chat = Chat(llm, params=PARAMS)
+    chat.send("x")
+    before = chat.saved()
+    with pytest.raises(RequestError, match="the message is empty"):
+        chat.send("")
+    assert chat.saved() == before
+
+
+def test_a_plain_call_leaves_a_conversation_its_pages(tiny_artifact: Path) -> None:
+    messages = [{"role": "system", "content": "be the sky"}, {"role": "user", "content": "hello"}]
+    with LLM(tiny_artifact, threads=1, max_sequences=4) as llm:
+        chat = Chat(llm, system="be the sky", params=PARAMS)
+        alone = llm.chat(messages, PARAMS)
+        chat.send("hello " * 90)
+        kept = len(llm._parts.engine.kept[0].tokens)
+        beside = llm.chat(messages, PARAMS)
+        assert beside.text == alone.text
+        assert 0 < beside.usage.cached_tokens < kept
+        chat.send("a")
+        assert chat._request is not None
+        assert chat._request.cached_tokens > 90
+        assert len(llm._parts.engine.kept) == 1
+        # Another conversation with the same beginning doesn't take it either.
+        other = Chat(llm, system="be the sky", params=PARAMS)
+        other.send("b")
+        assert len(llm._parts.engine.kept) == 2

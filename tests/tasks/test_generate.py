@@ -314,8 +314,33 @@ def test_logits_refuse_what_generate_refuses(llm: LLM) -> None:
 
 
 def test_logits_need_no_numpy_type(llm: LLM) -> None:
-    view = llm.logits([1, 2, 3])
-    assert (view.format, view.shape, view.itemsize) == ("f", (3, llm.vocab_size), 4)
+    logits, vocab = llm.logits([1, 2, 3]), llm.vocab_size
+    assert (len(logits), logits.shape) == (3, (3, vocab))
+    row = logits[-1]
+    assert (row.format, row.shape) == ("f", (vocab,))
+    assert logits[2, 5] == row[5] == list(logits)[2][5] == logits[1:][1][5] == logits[2].tolist()[5]
+    assert logits.tolist() == [list(row) for row in logits]
+    with pytest.raises(IndexError):
+        logits[3]
+    with pytest.raises(IndexError):
+        logits[0, vocab]
+
+
+def test_logits_are_an_array_without_a_copy(llm: LLM) -> None:
+    logits = llm.logits([1, 2, 3])
+    array = np.asarray(logits)
+    assert (array.dtype, array.shape) == (np.float32, (3, llm.vocab_size))
+    assert np.frombuffer(logits, np.float32).tolist() == array.ravel().tolist()
+    assert bytes(logits) == array.tobytes()
+    assert array.any()
+    tail = logits[1:]
+    assert (tail.shape, len(logits[3:]), logits[0:0].tolist()) == ((2, llm.vocab_size), 0, [])
+    assert np.asarray(tail).tolist() == array[1:].tolist()
+    with pytest.raises(ValueError, match="steps of 1"):
+        logits[::2]
+    array[2, 5] = 7.5
+    assert tail[1:][0, 5] == 7.5
+    assert logits[2, 5] == 7.5
 
 
 def test_a_closed_model_says_so(tiny_artifact: Path) -> None:

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
-from subsecond import LLM, InputError, RequestError, RuntimeFailure, SamplingParams, TextError
+from subsecond import (
+    LLM,
+    Chat,
+    InputError,
+    RequestError,
+    RuntimeFailure,
+    SamplingParams,
+    TextError,
+)
 from subsecond.formats.convert import convert
 
 FEW = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
@@ -60,9 +68,14 @@ USER = {"role": "user", "content": "x"}
         (lambda m: m.chat([{"role": "user", "content": [{"type": "text"}]}]), TextError, "no text"),
         (lambda m: m.chat([{"role": "user", "content": "x", "name": np.array(1)}]), TextError,
          r"messages\[0\].name is a ndarray"),
-        (lambda m: m.generate("x", SamplingParams(n=9)), RequestError, "n is 9; at most 8"),
+        (lambda m: m.generate("x", SamplingParams(n=9)), RequestError,
+         r"n is 9; at most 8 sequences run together; lower n, or .*LLM\(max_sequences=9\)"),
+        (lambda m: m.generate(object()), RequestError, "not object$"),
+        (lambda m: m.stream(object()), RequestError, "not object: a object$"),
+        (lambda m: m.logits([object()]), RequestError, r"token_ids\[0\] is a object; token ids"),
+        (lambda m: Chat(m).send(""), RequestError, "the message is empty"),
         (lambda m: m.generate("x", SamplingParams(logit_bias={320: 1})), RequestError,
-         r"logit_bias\[0\] is 320, outside the vocabulary: token ids are 0 to 319"),
+         "a token id of logit_bias is 320, outside the vocabulary: token ids are 0 to 319"),
         (lambda m: m.stream("x", SamplingParams(stop_token_ids=[1, 999])), RequestError,
          r"stop_token_ids\[1\] is 999, outside"),
         (lambda m: m.stream("x", SamplingParams(n=9)), RequestError, "n is 9; at most 8"),

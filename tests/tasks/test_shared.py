@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from subsecond import LLM, RequestError, SamplingParams
+from subsecond.engine.invariants import check, snapshot
 
 LONG = SamplingParams(max_tokens=300, ignore_eos=True)
+
+
+def assert_nothing_held(llm: LLM) -> None:
+    engine = llm._parts.engine
+    engine.forget()
+    assert [(pool.size - len(pool.free), pool.promised) for pool in engine.pages.pools] == [
+        (0, 0) for _ in engine.pages.pools
+    ]
+    assert check(snapshot(engine)) == []
+
+
+@contextmanager
+def busy(llm: LLM) -> Iterator[None]:
+    """Another thread is in a call."""
+    entered, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=lambda: llm._shared.use(lambda _: (entered.set(), leave.wait(60)))
+    )
+    thread.start()
+    entered.wait(60)
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -29,18 +57,18 @@ def stops(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_closing_a_stream_never_waits_and_ends_the_running_call(llm: LLM, stops: list[str]) -> None:
     stream = llm.stream("the sky", LONG)
     next(stream)
-    with llm._shared._lock:  # another thread is in a call
+    with busy(llm):
         stream.close()  # type: ignore[attr-defined]
         assert stops
         assert not llm._parts.engine.idle
-    llm.generate("x", SamplingParams(max_tokens=1))
-    assert llm._parts.engine.idle
+    assert llm._parts.engine.idle  # whoever had the engine has given the pages back
+    assert_nothing_held(llm)
 
 
 def test_a_new_request_ends_the_running_call_after_its_step(llm: LLM, stops: list[str]) -> None:
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(llm.generate("x", LONG)))
-    with llm._shared._lock:
+    with busy(llm):
         thread.start()
         while not stops:
             assert thread.is_alive()
@@ -98,3 +126,55 @@ def test_a_stream_of_a_closed_model_says_so(llm: LLM) -> None:
     assert request.sequences[0].finish_reason == "cancelled"
     with pytest.raises(RequestError, match="n is 2"):
         llm.request([1], SamplingParams(n=2), keep=True)
+
+
+def test_logits_wait_for_streams_that_hold_the_cache(llm: LLM) -> None:
+    engine = llm._parts.engine
+    few = SamplingParams(max_tokens=engine.context - 10, ignore_eos=True)
+    expected = [piece.token_id for piece in llm.stream([1, 2], few)]
+    streams = [llm.stream([1, 2], few) for _ in range(8)]
+    for stream in streams:
+        next(stream)
+    ids = [1] * engine.context
+    assert not engine.has_room(len(ids))
+    assert len(llm.logits(ids)) == len(ids)
+    assert [expected[0], *(piece.token_id for piece in streams[0])] == expected
+    for stream in streams:
+        stream.close()  # type: ignore[attr-defined]
+    assert_nothing_held(llm)
+
+
+def test_a_call_out_of_a_running_call_is_refused_and_cancel_is_not(llm: LLM) -> None:
+    engine, found = llm._parts.engine, list[str]()
+    run = engine.runner.run
+    stream = llm.stream("the sky", LONG)
+    next(stream)
+
+    def handler(*args: int) -> int:  # as a signal handler would
+        try:
+            llm.generate("x")
+        except RequestError as error:
+            found.append(str(error))
+        stream.close()  # type: ignore[attr-defined]
+        return run(*args)
+
+    engine.runner.run = handler  # type: ignore[method-assign]
+    try:
+        llm.generate("hello", SamplingParams(max_tokens=2))
+    finally:
+        del engine.runner.run  # type: ignore[method-assign]
+    assert "same thread" in found[0]
+    assert_nothing_held(llm)
+
+
+def test_closing_twice_at_once_is_one_close(tiny_artifact: Any) -> None:
+    model = LLM(tiny_artifact, threads=1)
+    shared = model._shared
+    with busy(model):
+        shared._loaded = None  # the other close has come as far as this
+        shared._interrupt()
+        closing = threading.Thread(target=model.close)
+        closing.start()
+    closing.join()
+    with pytest.raises(RequestError, match="closed"):
+        model.generate("x")

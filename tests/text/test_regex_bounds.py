@@ -13,16 +13,25 @@ KNOWN = {
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "deepseek-v3": r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?"
     r"[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "deepseek-llm": r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ]+",
     "trailing space": r"\s+$",
     "exaone": r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+",
-    "kimi": r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{M}&&[^\p{Han}]]+",
+    "kimi": r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?"
+    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "digit triples": r"(?=(\d{3})+(?!\d))|\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))",
     "falcon": r"[\p{P}\$\+<=>\^~\|`]+|[0-9][0-9][0-9]",
-    "classes": r"[]a-]+[^]]|[[:alpha:]\]]|\x{20}\u00e9|(?<name>a)(?#note)(?i)b|c",
+    "classes": r"[]a-]+[^]]|[]]+|[[:alpha:]\]]|\x{20}\u00e9|(?<name>a)(?#note)(?i)b|c",
     "spaces": r" {2,}|[\r\n]",
 }
 SLOW = [
@@ -33,6 +42,24 @@ SLOW = [
     r"(a|b){999999999}", r"(?:a+b){3}", r"a*(?:a*b)", r"a*(?=a*b)",
     r"a+(?>a+b)", r"a*(?:c|(?:a+d))", r"(?:a?a?a?a?a?a?){2}(?:a?){6}b",
 ]  # fmt: skip
+
+RESTARTING = [
+    r"[a-y]+[z0]", r"a+b", r"(?:[a-y]+)[z0]", r"\p{L}+\d", r"(?<=a)[a-y]+[z0]", r"\s+\S|x",
+    r"[a-y]{1,100000}[z0]", r"(?>a+)b", r"a++[bc]", r"[a-y]+(?![a-z])[z]", r"(?i:ß)+x",
+    r"[a-y]+[z0]|.", r"(?:ab)+c", r"x|(?:y|a+b)|z", r"a+(?:b)", r"\d|\p{Lu}*\p{Ll}+",
+    r"[\x{4e00}-\x{9fff}]+b", r"\p{Han}+b", r"\p{Hebrew}+b", r" *\n|\S+",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", RESTARTING)
+def test_repetitions_that_fail_at_every_place_of_a_run_are_refused(pattern: str) -> None:
+    with pytest.raises(ModelError, match=r"here\.pattern .* can take time"):
+        check_pattern(pattern, "here.pattern")
+
+
+@pytest.mark.parametrize("pattern", [r"\s+(?!\S)|\s+", r"\p{L}+", r"a+b|a+", r"\d| *\n| +", r"a+"])
+def test_repetitions_whose_run_is_taken_at_once_pass(pattern: str) -> None:
+    check_pattern(pattern, "pattern")
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -124,6 +124,10 @@ def test_a_template_can_refuse_messages_in_its_own_words() -> None:
         "{% set ns = namespace(a=1) %}{% set ns.a = ns %}{{ ns }}",
         "{{ ('\\t' * 99999).expandtabs(99999) }}",
         "{{ strftime_now('%Y' * 50000) }}",
+        "{{ 'a'.encode() }}",
+        "{{ ('a' * 90000).rfind('a' * 40000 ~ 'b' ~ 'a' * 40000) }}",
+        "{% set s = 'a' * 90000 %}{% for i in range(9000) %}{% if s.isidentifier() %}{% endif %}"
+        "{% endfor %}",
         "{{ raise_exception('\\ud800') }}",
     ],
 )  # fmt: skip
@@ -143,6 +147,10 @@ def test_escapes_and_bombs_are_text_errors(source: str) -> None:
         "{% endgeneration %}",
         "{{ x | no_such_filter }}",
         "x" * 300_000,
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
+        "{% if true %}" * 99 + "{% endif %}" * 99,
+        "{% break %}",
+        "{{ namespace(a=1, a=2) }}",
         "{{ [1] | batch(1000000000, 'x') | list }}",
         "{{ 'a' | center(1000000000) }}",
     ],

@@ -70,12 +70,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Rendered:
     """A tokenizer that shows what it is given."""
 
-    control_tokens: dict[str, int] = {}  # noqa: RUF012
+    @staticmethod
+    def split_control(text: str, mask: bytes) -> list[str]:
+        assert len(mask) == len(text)
+        return [text]
 
     @staticmethod
-    def encode(text: str, **options: Any) -> Any:
-        assert options == {"control": True, "affixes": False}
-        return text
+    def encode_segments(segments: list[str]) -> str:
+        return "".join(segments)
 
 
 def theirs(source: str, messages: list[dict[str, Any]], options: dict[str, Any]) -> str | None:

@@ -110,7 +110,9 @@ def test_lone_surrogates_are_named(byte_level: Tokenizer, text: str) -> None:
 def test_unknown_ids_have_no_text(byte_level: Tokenizer) -> None:
     assert byte_level.token(10**6) is None
     assert byte_level.token_bytes(10**6) == b""
-    assert byte_level.decode([byte_level.vocab_size + 5]) == ""
+    for token_id in (byte_level.vocab_size + 5, 10**6, -1, 1 << 40):
+        with pytest.raises(TextError, match=rf"token id {token_id} .*vocabulary of [\d,]+ entries"):
+            byte_level.decode([0, token_id])
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"model": 1}', b"[" * 5000])
@@ -250,3 +252,36 @@ def test_an_interrupt_is_not_an_error_of_the_text(
     monkeypatch.setattr(byte_level, "_library", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         byte_level.encode("x")
+
+
+def test_a_long_text_is_tokenized_while_other_threads_run(byte_level: Tokenizer) -> None:
+    class Watched:
+        """The library, noting which of its calls were used: `encode` holds Python's lock."""
+
+        def __init__(self, library: Any) -> None:
+            self.library, self.used = library, set()
+
+        def __getattr__(self, name: str) -> Any:
+            self.used.add(name)
+            return getattr(self.library, name)
+
+    tokenizer = Tokenizer(gguf_tokenizer.build(byte_level_metadata("smollm")))
+    tokenizer._library = watched = Watched(tokenizer._library)
+    for text in ("1" * 50_000, "the sky is blue, " * 5000, "".join(TEXTS) * 200):
+        for affixes in (False, True):
+            expected = list(watched.library.encode(text, add_special_tokens=affixes).ids)
+            assert tokenizer.encode(text, affixes=affixes) == expected
+    assert "encode_batch" in watched.used
+    assert "encode" not in watched.used
+
+
+def test_a_vocabulary_entry_that_is_a_control_token_too_is_not_made_of_text() -> None:
+    document = json.loads(gguf_tokenizer.build(byte_level_metadata()))
+    entry = next(e for e in document["added_tokens"] if e["content"] == "<|end|>")
+    vocabulary = document["model"]["vocab"]
+    entry["content"], entry["id"] = "a", vocabulary["a"]
+    tokenizer = Tokenizer(json.dumps(document))
+    with pytest.raises(TextError, match="can't write 'a' as ordinary text"):
+        tokenizer.encode("ab")
+    with pytest.raises(TextError, match="can't write 'a' as ordinary text"):
+        tokenizer.encode_segments(["", "za"])

@@ -35,6 +35,10 @@ def run(options: Chat) -> int:
     params = SamplingParams(**sampling_given(options))  # refuses bad values before any work
     with interrupt.watched(console.note), TerminalProgress() as progress:
         llm = LLM(**model_given(options), max_sequences=1, progress=progress)
+    if progress.converted:
+        from subsecond.cli.stored import say_where
+
+        say_where(options.model, options.weights)
     with llm:
         session = _session(llm, options, params)
         if not sys.stdin.isatty():

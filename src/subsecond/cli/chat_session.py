@@ -99,6 +99,8 @@ class Session:
             console.note("[interrupted]" if tokens else "[interrupted; nothing was answered]")
         elif reason == "length" and len(self._llm.encode_chat(before)) + tokens >= self._context:
             console.note(f"[the context of {self._context} tokens is full; {self._way_out()}]")
+        elif reason == "length":
+            console.note("[stopped at --max-tokens]")
 
     @property
     def _context(self) -> int:

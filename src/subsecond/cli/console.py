@@ -45,8 +45,9 @@ def peak_memory_mb() -> float:
 
 
 def open_missing() -> None:
-    """Opens the null device where the process was started without standard output or error, so that
-    writing there is no special case, and no other file takes their numbers.
+    """Opens the null device where the process was started without standard error, so that writing
+    there is no special case, and no other file takes the streams' numbers. InputError where it was
+    started without standard output: what a command says would be lost.
     """
     with suppress(OSError):
         for number in range(3):
@@ -54,10 +55,14 @@ def open_missing() -> None:
                 os.fstat(number)
             except OSError:
                 os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (never closed)
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (never closed)
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        raise InputError(
+            "standard output is closed; send it to a terminal, a file or a pipe (>/dev/null drops "
+            "it)"
+        )
 
 
 def silence_broken() -> None:
@@ -82,12 +87,31 @@ def read_stdin() -> str:
         raise InputError(_NO_STDIN + "give the prompt as an argument or pipe it in")
     with _named_stdin():
         data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+    return _text(data, "standard input")
+
+
+def read_file(name: str) -> str:
+    """All of a file as text, bounded as `read_stdin`. InputError if it can't be read."""
+    from subsecond.text.tokenizer import MAX_TEXT_BYTES
+
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InputError(f"can't read {name!r:.200}: {reason}; give a text file") from None
+    return _text(data, f"{name!r:.200}")
+
+
+def _text(data: bytes, what: str) -> str:
+    from subsecond.text.tokenizer import MAX_TEXT_BYTES
+
     if len(data) > MAX_TEXT_BYTES:
-        raise TextError(f"standard input has more than {MAX_TEXT_BYTES:,} bytes; shorten it")
+        raise TextError(f"{what} has more than {MAX_TEXT_BYTES:,} bytes; shorten it")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(f"standard input is not valid UTF-8 (byte {error.start})") from None
+        raise TextError(f"{what} is not valid UTF-8 (byte {error.start})") from None
 
 
 def read_lines() -> Iterator[str | TextError]:

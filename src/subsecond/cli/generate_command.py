@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from subsecond.cli import console
@@ -14,6 +14,8 @@ from subsecond.formats.progress import TerminalProgress
 from subsecond.tasks.completion import Piece
 from subsecond.tasks.generate import LLM
 
+TOKENS_A_STEP = 512  # of a prompt, computed at once; each of n texts takes one
+
 
 def run(options: Generate) -> int:
     """Exit code 0; errors are exceptions."""
@@ -21,36 +23,74 @@ def run(options: Generate) -> int:
         raise InputError(
             "--system needs the chat template that --raw turns off; leave one of them out"
         )
+    if options.logprobs is not None and not options.json:
+        raise InputError("--logprobs are shown with --json only; add it, or leave --logprobs out")
     params = SamplingParams(**sampling_given(options))  # refuses bad values before any work
-    prompt = console.read_stdin() if options.prompt == "-" else options.prompt
+    prompt = _prompt(options)
     with TerminalProgress() as progress:
-        # One text at a time: buffers for a batch would only cost memory.
-        llm = LLM(**model_given(options), max_sequences=1, progress=progress)
+        # Buffers for more texts than there will be would only cost memory.
+        step = max(TOKENS_A_STEP, params.n)
+        llm = LLM(
+            **model_given(options),
+            max_sequences=params.n,
+            max_tokens_per_step=step,
+            progress=progress,
+        )
+    if progress.converted:
+        from subsecond.cli.stored import say_where
+
+        say_where(options.model, options.weights)
     if options.weights is not None:
         _say_what_was_kept(options)
     with llm:
-        chat = llm.has_chat_template and not options.raw
-        if options.system is not None and not chat:
-            raise InputError("--system needs a chat template, and this model has none")
-        ids = llm.encode(prompt)
-        if chat:
-            messages = [{"role": "user", "content": prompt}]
-            if options.system is not None:
-                messages.insert(0, {"role": "system", "content": options.system})
-            ids = llm.encode_chat(messages)
-        show = (lambda text: None) if options.json else console.write
+        request = llm.request(_ids(llm, prompt, options), params)
+        answers = Answers(params.n, (lambda text: None) if options.json else console.write)
         try:
-            result = stream(llm.stream_request(llm.request(ids, params)), show)
+            answers.take(llm.stream_request(request))
         except KeyboardInterrupt:
-            show("\n")  # ends the line that was being written
+            if not options.json:
+                console.write("\n")  # ends the line that was being written
             raise
-    result["prompt_tokens"] = len(ids)
+        result = answers.result(len(request.prompt), logprobs=params.logprobs is not None)
+        cut = _cut(answers, params.max_tokens, len(request.prompt), llm.context)
     if options.json:
         console.write_json(result)
     else:
         console.write("\n")
-        console.note(figures(result))
+        console.note(figures(result, cut))
     return 0
+
+
+def _prompt(options: Generate) -> str:
+    if options.prompt_file is not None:
+        return console.read_file(options.prompt_file)
+    return console.read_stdin() if options.prompt == "-" else str(options.prompt)
+
+
+def _ids(llm: LLM, prompt: str, options: Generate) -> list[int]:
+    """The prompt's token ids, in the chat template where there is one."""
+    chat = llm.has_chat_template and not options.raw
+    if options.system is not None and not chat:
+        raise InputError("--system needs a chat template, and this model has none")
+    ids = llm.encode(prompt)
+    if not chat:
+        return ids
+    messages = [{"role": "user", "content": prompt}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
+    return llm.encode_chat(messages)
+
+
+def _cut(answers: Answers, max_tokens: int | None, prompt_tokens: int, context: int) -> str:
+    """What ended an answer before its own end, in words; "" if nothing did."""
+    lengths = [len(own) for own in answers.pieces if own and own[-1].finish_reason == "length"]
+    if not lengths:
+        return ""
+    if max_tokens is not None:
+        return "stopped at --max-tokens"
+    if prompt_tokens + max(lengths) >= context:
+        return "context full"
+    return f"stopped at --max-tokens (default {max(lengths)})"
 
 
 def _say_what_was_kept(options: Generate) -> None:
@@ -66,36 +106,86 @@ def _say_what_was_kept(options: Generate) -> None:
         console.note(f"subsecond: {line}")
 
 
-def stream(pieces: Iterator[Piece], show: Any) -> dict[str, Any]:
-    """Shows the pieces; text, reason of the end, and the figures of `figures`."""
-    texts: list[str] = []
-    first_s = started_s = ended_s = 0.0
-    reason = None
-    for piece in pieces:
-        ended_s = time.monotonic()
-        if not texts:
-            first_s, started_s = console.seconds_since_start(), ended_s
-        texts.append(piece.text)
-        reason = piece.finish_reason
-        show(piece.text)
-    decode_s = ended_s - started_s
-    return {
-        "text": "".join(texts),
-        "finish_reason": reason,
-        "completion_tokens": len(texts),
-        "first_token_s": round(first_s, 3),
-        "tokens_per_s": round((len(texts) - 1) / decode_s, 1) if decode_s > 0 else None,
-        "peak_memory_mb": round(console.peak_memory_mb(), 1),
+class Answers:
+    """The pieces of every text, shown in the order of the texts as they come: later texts wait."""
+
+    def __init__(self, count: int, show: Callable[[str], None]) -> None:
+        self.pieces: list[list[Piece]] = [[] for _ in range(count)]
+        self._show = show
+        self._shown = 0  # the text that is being shown
+        self._waiting = [""] * count
+        self._ended = [False] * count
+        self._first_s = self._started_s = self._ended_s = 0.0
+
+    def take(self, pieces: Iterator[Piece]) -> None:
+        """Takes all pieces."""
+        self._head()
+        for piece in pieces:
+            self._ended_s = time.monotonic()
+            if not self._first_s:
+                self._first_s, self._started_s = console.seconds_since_start(), self._ended_s
+            self.pieces[piece.index].append(piece)
+            self._waiting[piece.index] += piece.text
+            self._ended[piece.index] = piece.finish_reason is not None
+            self._advance()
+
+    def _head(self) -> None:
+        if len(self.pieces) > 1:
+            self._show(f"--- {self._shown + 1} of {len(self.pieces)}\n")
+
+    def _advance(self) -> None:
+        """Shows what the text in turn has, and moves on behind its end."""
+        while True:
+            now = self._shown
+            self._show(self._waiting[now])
+            self._waiting[now] = ""
+            if not self._ended[now] or now + 1 == len(self.pieces):
+                return
+            self._show("\n")
+            self._shown += 1
+            self._head()
+
+    def result(self, prompt_tokens: int, *, logprobs: bool) -> dict[str, Any]:
+        """What --json prints: the first text, all texts, and the figures of `figures`."""
+        outputs = [_output(own, logprobs=logprobs) for own in self.pieces]
+        tokens = sum(map(len, self.pieces))
+        decode_s = self._ended_s - self._started_s
+        # The first step gives each text a token; the time of the others is known.
+        later = tokens - len(self.pieces)
+        return {
+            **outputs[0],
+            **({"outputs": outputs} if len(outputs) > 1 else {}),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "first_token_s": round(self._first_s, 3),
+            "tokens_per_s": round(later / decode_s, 1) if decode_s > 0 and later > 0 else None,
+            "peak_memory_mb": round(console.peak_memory_mb(), 1),
+        }
+
+
+def _output(pieces: list[Piece], *, logprobs: bool) -> dict[str, Any]:
+    """One text for --json."""
+    output: dict[str, Any] = {
+        "text": "".join(piece.text for piece in pieces),
+        "finish_reason": pieces[-1].finish_reason if pieces else None,
+        "token_ids": [piece.token_id for piece in pieces],
     }
+    if logprobs:
+        output["logprobs"] = [
+            {"token_id": own.token_id, "logprob": own.logprob, "top": [list(t) for t in own.top]}
+            for own in (piece.logprob for piece in pieces)
+            if own is not None
+        ]
+    return output
 
 
-def figures(result: dict[str, Any]) -> str:
+def figures(result: dict[str, Any], cut: str) -> str:
     """One line: tokens, time from the process's start to the first token, tokens/s after it, peak
-    memory.
+    memory, and what cut the answer.
     """
     speed = "-" if result["tokens_per_s"] is None else f"{result['tokens_per_s']:.0f} tokens/s"
     return (
         f"[{result['prompt_tokens']} + {result['completion_tokens']} tokens; first token "
         f"{result['first_token_s']:.2f} s after start; {speed}; peak memory "
-        f"{result['peak_memory_mb']:.0f} MB]"
+        f"{result['peak_memory_mb']:.0f} MB{f'; {cut}' if cut else ''}]"
     )

@@ -49,6 +49,8 @@ def watched(say: Callable[[str], None]) -> Iterator[None]:
     wakeup_before = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
     try:
         yield
+        if noticed.is_set():  # raised where Python only reports exceptions: a weakref's callback
+            raise KeyboardInterrupt
     except Exception:
         if noticed.is_set():  # what fails because it was interrupted is no error of its own
             raise KeyboardInterrupt from None

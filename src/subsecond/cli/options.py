@@ -12,7 +12,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 from subsecond import __version__
 from subsecond.cli import console
-from subsecond.cli.parser import Parser, integer, number, one_of, shown, suggestion
+from subsecond.cli.parser import Parser, bias, integer, number, one_of, shown, suggestion
 from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
 from subsecond.errors import InputError
 
@@ -71,7 +71,7 @@ class _Sampling:
     max_tokens: int | None = option(
         None,
         "most tokens of an answer (default: 1024, or what the context still holds)",
-        type=int,
+        type=integer,
     )
     temperature: float | None = option(
         None, "0 takes the most probable token (default: the model's own, else 0)", type=number
@@ -99,17 +99,46 @@ class _Sampling:
         action="append",
         metavar="TEXT",
     )
+    stop_token_id: list[int] | None = option(
+        None,
+        "token id that ends the answer; may be given several times",
+        type=integer,
+        action="append",
+    )
+    min_tokens: int | None = option(
+        None, "before so many tokens, nothing ends the answer but a stop text", type=integer
+    )
+    logit_bias: list[tuple[int, float]] | None = option(
+        None,
+        "added to the logit of a token id, such as 42=-100; may be given several times",
+        type=bias,
+        action="append",
+        metavar="ID=BIAS",
+    )
     ignore_eos: bool = option(False, "go on after the model's end of text")
 
 
 @command
-class Generate(_Sampling, _Model):
+class _Texts:
+    n: int | None = option(None, "independent answers to the same prompt", type=integer)
+    logprobs: int | None = option(
+        None,
+        "with --json: log probabilities of each token and of the N most probable ones",
+        type=integer,
+    )
+
+
+@command
+class Generate(_Texts, _Sampling, _Model):
     """answer a prompt"""
 
-    prompt: str = positional("the prompt; - reads it from standard input")
+    prompt: str | None = positional("the prompt; - reads it from standard input", None)
+    prompt_file: str | None = option(None, "read the prompt from a file (UTF-8)", metavar="FILE")
     raw: bool = option(False, "continue the text as it is, without the model's chat template")
     system: str | None = option(None, "instruction before the prompt", metavar="TEXT")
-    json: bool = option(False, "one JSON object at the end instead of a stream of text")
+    json: bool = option(
+        False, "one JSON object at the end, token ids included, instead of a stream of text"
+    )
 
 
 @command
@@ -132,7 +161,7 @@ class Pull:
 class Convert:
     """write an artifact folder"""
 
-    model: str = positional("Hugging Face folder or GGUF file")
+    model: str = positional("alias, Hugging Face id, folder or GGUF file")
     output: str = option(dataclasses.MISSING, "the folder to write", short="o", metavar="DIR")
     weights: str = option("int4", "format of the matrices (default: %(default)s)", choices=WEIGHTS)
     strict: bool = option(False, "unknown keys of the model's configuration are errors")
@@ -159,11 +188,27 @@ class Inspect:
 class Verify:
     """check an artifact: every checksum, and the answers that its certificate records"""
 
-    artifact: str = positional("the artifact folder")
+    artifact: str = positional(MODEL)
+    weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
     threads: int | None = option(
         None, "threads (default: as many as the process has processors)", type=integer
     )
     json: bool = option(False, "every claim as one JSON object")
+
+
+@command
+class List:
+    """list the converted models of the cache"""
+
+    json: bool = option(False, "everything as one JSON object")
+
+
+@command
+class Rm:
+    """remove converted models from the cache"""
+
+    name: str | None = positional("a name of 'subsecond list', or the model it was made from", None)
+    all: bool = option(False, "remove all of them")
 
 
 @command
@@ -195,6 +240,8 @@ COMMANDS: dict[str, type[Any]] = {
     "convert": Convert,
     "inspect": Inspect,
     "verify": Verify,
+    "list": List,
+    "rm": Rm,
     "bench": Bench,
 }
 
@@ -214,7 +261,11 @@ def parse(words: Sequence[str]) -> tuple[str, Any]:
     """
     first = words[0] if words else ""
     if first in COMMANDS:
-        return first, chosen(first)(**vars(command_parser(first).read(words[1:])))
+        parser = command_parser(first)
+        read = chosen(first)(**vars(parser.read(words[1:])))
+        if first == "generate":
+            _one_prompt(parser, read)
+        return first, read
     if first in ("-h", "--help"):
         overview().print_help()
         raise SystemExit(0)
@@ -228,6 +279,13 @@ def parse(words: Sequence[str]) -> tuple[str, Any]:
     else:
         problem = f"unknown command {shown(first)}{suggestion(first, COMMANDS)}"
     raise InputError(f"{problem}; commands: {', '.join(COMMANDS)}; see 'subsecond --help'")
+
+
+def _one_prompt(parser: Parser, read: Any) -> None:
+    if read.prompt is None and read.prompt_file is None:
+        parser.error("prompt is missing (the prompt; - reads it from standard input)")
+    if read.prompt is not None and read.prompt_file is not None:
+        parser.error("the prompt and --prompt-file are both given; leave one of them out")
 
 
 def overview() -> Parser:
@@ -260,8 +318,22 @@ def given(options: Any, kind: type[Any]) -> dict[str, Any]:
 
 
 def sampling_given(options: _Sampling) -> dict[str, Any]:
-    """Sampling options that were given."""
-    return given(options, _Sampling)
+    """Sampling options that were given, as SamplingParams calls them. InputError for two biases of
+    one token.
+    """
+    values = given(options, _Sampling)
+    if isinstance(options, _Texts):
+        values |= given(options, _Texts)
+    if "stop_token_id" in values:
+        values["stop_token_ids"] = values.pop("stop_token_id")
+    if "logit_bias" in values:
+        biases: dict[int, float] = {}
+        for token_id, value in values["logit_bias"]:
+            if token_id in biases:
+                raise InputError(f"--logit-bias is given twice for token {token_id}; leave one out")
+            biases[token_id] = value
+        values["logit_bias"] = biases
+    return values
 
 
 def model_given(options: _Model) -> dict[str, Any]:
@@ -272,7 +344,7 @@ def model_given(options: _Model) -> dict[str, Any]:
 def _add(own: Parser, entry: dataclasses.Field[Any]) -> None:
     details = dict(entry.metadata)
     missing = entry.default is dataclasses.MISSING
-    if details["type"] in (integer, number):
+    if details["type"] in (integer, number) and "metavar" not in details:
         details["metavar"] = "N" if details["type"] is integer else "X"
     if choices := details.pop("choices", None):
         details.update(type=one_of(choices), metavar="{" + ",".join(choices) + "}")

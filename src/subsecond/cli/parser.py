@@ -103,6 +103,17 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from None
 
 
+def bias(text: str) -> tuple[int, float]:
+    """ID=BIAS: a token id and what is added to its logit."""
+    token_id, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"must be ID=BIAS, such as 42=-100, not {shown(text)}")
+    try:
+        return integer(token_id), number(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be ID=BIAS: a part {error}") from None
+
+
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
     """One of these words."""
 

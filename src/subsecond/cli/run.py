@@ -21,6 +21,9 @@ def run(words: Sequence[str]) -> int:
     try:
         console.open_missing()
         return _guarded(words)
+    except SubsecondError as error:
+        console.note_error(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         console.note("subsecond: interrupted")
         return interrupt.INTERRUPTED

@@ -6,6 +6,7 @@ or equal in error to any other choice).
 
 from __future__ import annotations
 
+from subsecond.cli import console
 from subsecond.formats import artifact
 from subsecond.program.program import Program
 
@@ -36,6 +37,14 @@ def kept_grids(opened: artifact.Artifact, program: Program) -> dict[str, int]:
         if weights == "int8" or tensor.name in linear:
             counts[tensor.format] = counts.get(tensor.format, 0) + 1
     return counts
+
+
+def say_where(model: str, weights: str | None) -> None:
+    """A line about the place of a model that has just been converted."""
+    from subsecond.formats.locate import locate
+
+    place = locate(model, weights)  # type: ignore[arg-type]
+    console.note(f"subsecond: converted once, kept at {console.one_line(str(place))}")
 
 
 def kept_line(opened: artifact.Artifact, program: Program) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -11,7 +10,9 @@ from subsecond.cli import console
 from subsecond.cli.options import Verify
 from subsecond.config import ModelOptions
 from subsecond.errors import InputError
+from subsecond.formats.locate import locate
 from subsecond.formats.progress import TerminalProgress
+from subsecond.tasks.canary import canaries_of
 from subsecond.tasks.verify import Claim, verify
 
 UNDECIDED = 3
@@ -24,8 +25,14 @@ def run(options: Verify) -> int:
         raise InputError("the artifact's name is empty; give its folder")
     claims: list[Claim] = []
     with TerminalProgress() as progress:
+        path = locate(
+            options.artifact,
+            options.weights,  # type: ignore[arg-type]
+            progress=progress,
+            canaries=canaries_of,
+        )
         shown = progress if sys.stderr.isatty() else None  # a check takes seconds
-        for claim in verify(Path(options.artifact), threads=options.threads, progress=shown):
+        for claim in verify(path, threads=options.threads, progress=shown):
             progress.close()
             if not options.json:
                 _show(claims, claim)
@@ -38,6 +45,7 @@ def run(options: Verify) -> int:
         console.write_json(
             {
                 "artifact": options.artifact,
+                "path": str(path),
                 "outcome": outcome,
                 "claims": [msgspec.to_builtins(claim) for claim in claims],
             }

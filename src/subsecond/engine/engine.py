@@ -129,20 +129,63 @@ class Engine:
         while self.kept:
             self._drop(self.kept[0])
 
+    def reset(self) -> None:
+        """Makes the engine whole after an exception that came from outside in the middle of a step
+        (Ctrl-C): what ran fails, what waits goes on waiting, kept texts stay as far as their pages
+        are there. Can itself be interrupted, and done again.
+        """
+        for request in list(self.scheduler.running):
+            for sequence in request.sequences:
+                tables = sequence.tables
+                if sequence.finish_reason is None and request.keep and sequence.computed:
+                    self.kept.append(Kept(sequence.tokens[: sequence.computed], tables, []))
+                sequence.sampler, sequence.tables = None, []
+                if sequence.finish_reason is None:
+                    sequence.finish_reason = "cancelled"
+                    request.error = RuntimeFailure(
+                        "the step that computed this text was interrupted; ask again"
+                    )
+            request.promise = []
+            request.finished_s = time.monotonic()
+            if request in self.scheduler.waiting:  # interrupted while it was admitted
+                self.scheduler.waiting.remove(request)
+            self.scheduler.running.remove(request)
+        held: dict[int, Kept] = {}  # a text is kept once, whatever was interrupted
+        for kept in self.kept:
+            if self.pages.cover(kept.tables, len(kept.tokens)):
+                kept.promise = [len(table.pages) - table.first for table in kept.tables]
+                held[id(kept.tables)] = kept
+        self.kept = list(held.values())
+        self.pages.recount(
+            [kept.tables for kept in self.kept], [kept.promise for kept in self.kept]
+        )
+        for row in range(len(self._samplers)):
+            self.runner.plan.set_sampler(row, None)
+            self._samplers[row] = None
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether `logits` of so many tokens finds its KV pages: False while generations hold
+        them.
+        """
+        need = self._score_need(tokens)
+        running = [request.promise for request in self.scheduler.running]
+        return self.pages.fits([sum(each) for each in zip(need, *running, strict=True)])
+
     def logits(self, token_ids: Sequence[int], out: memoryview[float]) -> None:
         """Logits after every token: float32 [len(token_ids) * vocab_size] into `out`. Tokens are
-        checked ids. RuntimeFailure naming the first position whose logits are NaN or infinite.
+        checked ids, for which there is room (`has_room`). RuntimeFailure naming the first position
+        whose logits are NaN or infinite.
         """
-        need = self.pages.worst_case(len(token_ids), len(token_ids), 1, self.runner.max_rows)
-        while not self.pages.promise(need):
-            if not self.kept:
-                raise RuntimeFailure(
-                    "unfinished generations hold the KV cache; finish or close them first"
-                )
-            self._drop(self.kept[0])
-        tables = self.pages.open()
+        need, tables = self._score_need(len(token_ids)), self.pages.open()
+        promised = False
         size, vocab = min(self.runner.max_rows, self.runner.max_tokens), self.runner.vocab_size
         try:
+            while not (promised := self.pages.promise(need)):
+                if not self.kept:
+                    raise RuntimeFailure(
+                        "unfinished generations hold the KV cache; finish or close them first"
+                    )
+                self._drop(self.kept[0])
             for start in range(0, len(token_ids), size):
                 chunk = token_ids[start : start + size]
                 self._place(
@@ -158,18 +201,28 @@ class Engine:
                 self.pages.slide(tables, start + len(chunk))
         finally:
             self.pages.close(tables)
-            self.pages.withdraw(need)
+            if promised:
+                self.pages.withdraw(need)
+
+    def _score_need(self, tokens: int) -> list[int]:
+        """Most pages that `logits` holds, one number a cache group."""
+        return self.pages.worst_case(tokens, tokens, 1, self.runner.max_rows)
 
     def _admit(self) -> None:
         """Starts waiting requests, in order, while there are places and pages for them.
 
-        A kept text never stands in the way of a request: its pages count as the request's own if it
-        continues the text, else the oldest kept text goes.
+        A kept text is shared with a request that begins like it. It never stands in the way of one:
+        where pages don't suffice for both, its pages count as the request's own, else the oldest
+        kept text goes.
         """
         scheduler = self.scheduler
         while scheduler.has_place():
             request = scheduler.waiting[0]
             prefix, common = self._kept_prefix(request.prompt)
+            beside = prefix is not None and not _continues(request, prefix, common)
+            if beside and scheduler.admit():
+                self._start(request, prefix, common, share=True)
+                continue
             if prefix is not None:
                 self.pages.withdraw(prefix.promise)
             admitted = scheduler.admit()
@@ -183,16 +236,23 @@ class Engine:
                 return
             self._drop(others[0])
 
-    def _start(self, request: Request, prefix: Kept | None, common: int) -> None:
+    def _start(
+        self, request: Request, prefix: Kept | None, common: int, *, share: bool = False
+    ) -> None:
+        """Gives an admitted request its pages: those of `prefix` up to position `common`, shared
+        with it or taken from it, where it has one.
+        """
         first = request.sequences[0]
         first.tables = self.pages.open()
         if prefix is not None:
-            if self.pages.cut(prefix.tables, common):
-                first.tables = prefix.tables
+            tables = self.pages.fork(prefix.tables) if share else prefix.tables
+            if self.pages.cut(tables, common):
+                first.tables = tables
                 first.computed = request.cached_tokens = common
             else:  # positions that the prompt's end sees have left the window
-                self.pages.close(prefix.tables)
-            self.kept.remove(prefix)
+                self.pages.close(tables)
+            if not share:
+                self.kept.remove(prefix)
         first.sampler = self.runner.sampler(request, 0)
         request.scheduled_s = time.monotonic()
 
@@ -347,6 +407,13 @@ def _not_finite(position: int) -> RuntimeFailure:
         f"the model's logits after token {position} (counted from 0) are NaN or infinite: a value "
         "overflowed; try kv='f32' or weights='f32', and check the checkpoint"
     )
+
+
+def _continues(request: Request, kept: Kept, common: int) -> bool:
+    """Whether a request is the next turn of a kept text, which it replaces, and not another text
+    with the same beginning (a system message, say). A template may write the last turn anew.
+    """
+    return request.keep and 2 * common >= len(kept.tokens)
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -178,6 +178,31 @@ class Pages:
                 pool.give(table.pages.pop())
         return True
 
+    def cover(self, tables: Sequence[PageTable], end: int) -> bool:
+        """Whether the tables hold all positions below `end` that the next one sees."""
+        if len(tables) != len(self.groups):
+            return False
+        for table, group in zip(tables, self.groups, strict=True):
+            oldest = max(0, end - group.window + 1) if group.window else 0
+            if len(table.pages) < page_count(end) or table.first * PAGE_POSITIONS > oldest:
+                return False
+            if NO_PAGE in table.pages[table.first :]:
+                return False
+        return True
+
+    def recount(
+        self, tables: Sequence[Sequence[PageTable]], promises: Sequence[Sequence[int]]
+    ) -> None:
+        """Makes the pools what these tables hold and these promises set aside; all else is free."""
+        for index, pool in enumerate(self.pools):
+            references = [0] * pool.size
+            for own in tables:
+                for page in own[index].pages[own[index].first :]:
+                    references[page] += 1
+            pool.references = references
+            pool.free = [page for page in range(pool.size - 1, -1, -1) if not references[page]]
+            pool.promised = sum(promise[index] for promise in promises)
+
     def close(self, tables: Sequence[PageTable]) -> None:
         """Gives back everything."""
         for table, pool in zip(tables, self.pools, strict=True):

@@ -56,7 +56,8 @@ class SamplingParams:
     presence_penalty    subtracted from the logits of tokens of the answer, -2 to 2; 0 is off
     frequency_penalty   the same once for each time the token was generated, -2 to 2; 0 is off
     seed                0 to 2**64 - 1, makes the choice reproducible; None: a new one every time
-    logit_bias          token id -> value added to its logit, -100 to 100; at most 4,096
+    logit_bias          token id -> value added to its logit, -100 to 100; at most 4,096. Ids may be
+                        decimal texts, as in OpenAI's JSON
     stop                a string, or up to 64, that end the text and are not part of it
     stop_token_ids      up to 64 token ids that end the text
     ignore_eos          go on after the model's end-of-text tokens
@@ -114,6 +115,10 @@ class SamplingParams:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    def __hash__(self) -> int:  # `logit_bias` is a mapping; equal mappings have equal items
+        values = (getattr(self, name) for name in self.__dataclass_fields__ if name != "logit_bias")
+        return hash((*values, frozenset(self.logit_bias.items())))
+
     # Checked values replace what was given: plain Python, and the caller's lists are copied.
 
     def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
@@ -165,7 +170,7 @@ class SamplingParams:
                 f"{short(self.stop_token_ids)}",
                 "stop_token_ids",
             )
-        checked = tuple(values.check_token_id(i, INT_MAX + 1, "stop_token_ids") for i in ids)
+        checked = tuple(_token_id("stop_token_ids", given) for given in ids)
         object.__setattr__(self, "stop_token_ids", checked)
 
     def _check_biases(self) -> None:
@@ -175,13 +180,34 @@ class SamplingParams:
                 f"{short(self.logit_bias)}",
                 "logit_bias",
             )
-        checked = {
-            values.check_token_id(token_id, INT_MAX + 1, "logit_bias"): values.number(
-                "logit_bias", bias, -100.0, 100.0
-            )
-            for token_id, bias in self.logit_bias.items()
-        }
+        checked: dict[int, float] = {}
+        for given, bias in self.logit_bias.items():
+            token_id = _bias_id(given)
+            if token_id in checked:
+                raise RequestError(f"logit_bias has the token id {token_id} twice", "logit_bias")
+            checked[token_id] = values.number("logit_bias", bias, -100.0, 100.0)
         object.__setattr__(self, "logit_bias", checked)
+
+
+def _token_id(name: str, given: object) -> int:
+    """A token id of `name`; its upper bound is checked when the model is known."""
+    token_id = values.whole(given)
+    if token_id is None:
+        return values.check_token_id(given, INT_MAX + 1, name)  # raises, and says why
+    if not 0 <= token_id <= INT_MAX:
+        raise RequestError(
+            f"{name} has the token id {short(token_id)}; token ids are 0 to the model's "
+            "LLM.vocab_size - 1",
+            name,
+        )
+    return token_id
+
+
+def _bias_id(given: object) -> int:
+    """OpenAI's JSON has decimal texts for keys, because JSON's objects allow no others."""
+    if isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) <= 10:
+        given = int(given)
+    return _token_id("logit_bias", given)
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

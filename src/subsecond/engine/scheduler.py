@@ -73,7 +73,9 @@ class Scheduler:
             )
         if request.params.n > limits.sequences:
             raise RequestError(
-                f"n is {request.params.n}; at most {limits.sequences} sequences run together", "n"
+                f"n is {request.params.n}; at most {limits.sequences} sequences run together; "
+                f"lower n, or load the model with LLM(max_sequences={request.params.n})",
+                "n",
             )
         need = self.need(request)
         if not self.pages.fits(need):
@@ -105,7 +107,8 @@ class Scheduler:
         if not self.pages.promise(need):
             return False
         request.promise = need
-        self.running.append(self.waiting.popleft())
+        self.running.append(request)  # before it leaves the queue: an interrupt never loses it
+        self.waiting.popleft()
         return True
 
     def retire(self, request: Request) -> None:

@@ -8,10 +8,13 @@ what they can do: `__index__`, `__float__`, `tolist`, the buffer protocol).
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from subsecond.errors import RequestError
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # as object.__repr__ writes it
 
 INT_MAX = 2**31 - 1
 FLOAT32_LEAST = 2.0**-126
@@ -71,9 +74,9 @@ def check_token_ids(token_ids: object, vocab_size: int, param: str = "prompt") -
     ]
 
 
-def check_token_id(value: object, vocab_size: int, param: str) -> int:
-    """One token id below `vocab_size`, RequestError otherwise."""
-    return _token_id(value, vocab_size, param, param)
+def check_token_id(value: object, vocab_size: int, param: str, place: str = "") -> int:
+    """One token id below `vocab_size`; RequestError naming `place`, or `param`, otherwise."""
+    return _token_id(value, vocab_size, param, place or param)
 
 
 def sequence(values: object) -> Sequence[Any] | None:
@@ -113,10 +116,12 @@ def whole(value: object) -> int | None:
 
 
 def short(value: object) -> str:
-    """`repr(value)`, at most 60 characters of it."""
+    """`repr(value)`, at most 60 characters of it; its type if all that `repr` has is an address."""
     try:
         text = repr(value)
     except Exception:  # a caller's own class, or an integer too long to be printed
+        text = f"a {type(value).__name__}"
+    if _ADDRESS.search(text):
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 

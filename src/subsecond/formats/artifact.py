@@ -2,9 +2,9 @@
 vouches for them.
 
 Owns: the manifest's schema, opening with every check that must pass before a kernel sees a pointer,
-and the two levels of integrity (xxh3 of each tensor at every open, SHA-256 of each file once per
-file identity). Knows nothing of programs, checkpoints or of how the weights were made. Does not
-import NumPy. artifact_write.py writes what this module reads.
+and the levels of integrity (xxh3 of each tensor and SHA-256 of the small files at every open,
+SHA-256 of weights.bin once per file identity). Knows nothing of programs, checkpoints or of how the
+weights were made. Does not import NumPy. artifact_write.py writes what this module reads.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ class Artifact:
         return self.path / WEIGHTS
 
     def read(self, name: str) -> bytes:
-        """One of the small files, checked against its SHA-256 unless this very file passed
-        before."""
+        """One of the small files; the very bytes that are returned have its SHA-256."""
+        import hashlib
+
         path = files.inside(self.path, name)
-        self._check_file(name, path, remembered=True)
         data = files.read_bytes(path, files.LIMIT_TOKENIZER_BYTES)
-        if len(data) != self.manifest.files[name].size:
-            raise ModelError(f"{path}: changed while it was read; {again(self.path)}")
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise self._altered(path)
         return data
 
     def check_tensors(self, data: mmap.mmap | memoryview) -> None:
@@ -155,27 +155,34 @@ class Artifact:
             )
 
     def check_files(self, *, remembered: bool = True) -> None:
-        """Checks SHA-256 of every file; with `remembered`, a file that passed before is not read
-        again.
+        """Checks SHA-256 of every file; with `remembered`, weights.bin is not read again once it
+        has passed.
 
-        A file is the same while device, inode, size and modification time are.
+        It is the same while device, inode, size and times are. A write through a mapping may move
+        no time, so the small files, which cost little, are always read; what happens to weights.bin
+        shows in the tensors' xxh3.
         """
         for name in self.manifest.files:
             self._check_file(name, files.inside(self.path, name), remembered=remembered)
 
     def _check_file(self, name: str, path: Path, *, remembered: bool) -> None:
         wanted = self.manifest.files[name].sha256
-        if remembered and cache.is_verified(path, wanted):
+        large = name == WEIGHTS
+        if large and remembered and cache.is_verified(path, wanted):
             return
         if files.sha256(path) != wanted:
-            raise ModelError(f"{path}: its SHA-256 is not the manifest's; {again(self.path)}")
-        cache.remember_verified(path, wanted)
+            raise self._altered(path)
+        if large:
+            cache.remember_verified(path, wanted)
+
+    def _altered(self, path: Path) -> ModelError:
+        return ModelError(f"{path}: its SHA-256 is not the manifest's; {again(self.path)}")
 
 
 def open_artifact(path: str | os.PathLike[str], *, check: bool = True) -> Artifact:
     """Opens an artifact folder.
 
-    With `check`, the tensors' xxh3 and, once per file identity, the files' SHA-256 are checked too;
+    With `check`, the tensors' xxh3 and the files' SHA-256 (see `check_files`) are checked too;
     a caller that maps weights.bin anyway passes False and calls `check_tensors` on its own mapping
     and `check_files`. Raises ModelError naming what is missing, damaged or contradictory.
     """

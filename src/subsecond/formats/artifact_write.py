@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 import xxhash
 
 from subsecond.errors import InputError, ModelError
-from subsecond.formats import artifact, atomic, cache
+from subsecond.formats import artifact, atomic, cache, files
 from subsecond.formats.artifact import File, Manifest, Source, Tensor, WeightFormat
 from subsecond.formats.layout import align
 
@@ -52,14 +53,19 @@ def writing(target: Path, weights: WeightFormat, source: Source) -> Iterator[Wri
             f"cannot write the artifact {target}: {error.strerror or error}; free space or choose "
             "another folder"
         ) from error
-    for name, entry in writer.files.items():
-        cache.remember_verified(target / name, entry.sha256)
+    weights_sha256 = writer.files[artifact.WEIGHTS].sha256
+    cache.remember_verified(target / artifact.WEIGHTS, weights_sha256)
 
 
 def check_output(target: Path) -> bool:
     """Whether an artifact stands at `target`. Raises InputError where anything else stands there
     that the new one would take with it, or where the name is impossible."""
     names: set[str] = set()
+    if target.name in ("", "..") or os.path.ismount(target):
+        raise InputError(
+            f"cannot write the artifact {target}: a folder of this name can't be replaced; give "
+            "the name of a new folder"
+        )
     try:
         os.lstat(target)
         names = {entry.name for entry in target.iterdir()} if target.is_dir() else names
@@ -87,6 +93,23 @@ def check_output(target: Path) -> bool:
             "output"
         ) from None
     return True
+
+
+def check_place(target: Path) -> None:
+    """Tries whether a folder can be made where `target` will stand. InputError if not."""
+    place = target.parent
+    while not files.exists(place) and place != place.parent:
+        place = place.parent
+    probe = place / f".{target.name[:100]}.tmp-{secrets.token_hex(6)}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot write the artifact {target}: {place} takes no new folder ({reason}); choose "
+            "another output"
+        ) from None
 
 
 class Writer:

@@ -111,6 +111,12 @@ def record_origin(target: Path, origin: Origin) -> None:
     atomic.write_file(_origin_file(target), json.dumps(asdict(origin)).encode("ascii"))
 
 
+def forget_origin(target: Path) -> None:
+    """Removes the record, if there is one."""
+    with suppress(OSError):
+        _origin_file(target).unlink()
+
+
 def pull_command(target: Path) -> str | None:
     """The command that makes a folder of the cache again; None for any other folder."""
     with suppress(InputError):

@@ -14,15 +14,24 @@ import msgspec
 
 from subsecond.errors import ModelError
 
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)  # version 1 has no logits in its canaries
 
 
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A fixed prompt and the greedy continuation that the artifact gave on the named executor."""
+    """A fixed prompt and the greedy continuation that the artifact gave on the named executor.
+
+    logits_xxh3: hash of the logits after the prompt, float32, little endian. best: (token id,
+    logit) of the largest of them. build: hash of the native module that computed them; only the
+    same build owes the same bits. All three are empty in version 1.
+    """
 
     prompt: list[int]
     answer: list[int]
     executor: str
+    logits_xxh3: str = ""
+    best: list[tuple[int, float]] = []
+    build: str = ""
 
 
 class LogitsDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +79,7 @@ def decode(data: bytes) -> Certificate:
         raise ModelError(
             f"certificate.json is not a valid certificate: {error}; convert the model again"
         ) from None
-    if certificate.version != VERSION:
+    if certificate.version not in _READ:
         raise ModelError(
             f"certificate version {certificate.version} is not read; convert the model again"
         )

@@ -107,6 +107,7 @@ def convert(
             f"weights must be one of {', '.join(get_args(WeightFormat))}, not {weights!r}"
         )
     artifact_write.check_output(Path(out))  # before anything is fetched
+    artifact_write.check_place(Path(out))
     if isinstance(source, (str, os.PathLike)):
         from subsecond.formats.locate import open_source
 
@@ -203,9 +204,12 @@ def _write_tensors(
     """Writes every tensor of the program; returns how many hold the source's values unchanged."""
     exact = 0
     specs = built.program.tensors
-    for done, spec in enumerate(specs):
-        if progress is not None:
-            progress("converting", done, len(specs), "tensors")
+    sizes = [spec.n * max(spec.k, 1) for spec in specs]
+    done = 0
+    for size, spec in zip(sizes, specs, strict=True):
+        if progress is not None:  # by weights: time goes with them, and the bar tells what is left
+            progress("converting", done, sum(sizes), "weights")
+        done += size
         recipe = built.recipes[spec.name]
         if spec.kind == "vector":
             values = _values(checkpoint, recipe, spec)
@@ -216,7 +220,7 @@ def _write_tensors(
         writer.add_matrix(spec.name, format, spec.n, spec.k, packed.data)
         exact += unchanged
     if progress is not None:
-        progress("converting", len(specs), len(specs), "tensors")
+        progress("converting", sum(sizes), sum(sizes), "weights")
     return exact
 
 

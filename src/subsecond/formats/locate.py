@@ -11,13 +11,14 @@ import glob
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from subsecond.errors import InputError, ModelError
+from subsecond.errors import FetchError, InputError, ModelError
 from subsecond.formats import artifact, cache, files, hub
 from subsecond.formats.aliases import ALIASES, Alias
 from subsecond.formats.artifact import WeightFormat
@@ -122,10 +123,7 @@ def _resolve(
     path = Path(name)
     if name in ALIASES:  # a folder that happens to have the name must not pass for the model
         if files.exists(path):
-            warnings.warn(
-                f"model {name} is the alias; what lies here under that name is ./{name}",
-                stacklevel=3,
-            )
+            _warn(f"model {name} is the alias; what lies here under that name is ./{name}")
         return _alias(ALIASES[name])
     if files.is_folder(path):
         if not artifact.is_artifact(path):
@@ -202,12 +200,12 @@ def _hub(hub_id: hub.HubId, name: str, newest: bool) -> _Model:
     """
     reference = _short(f"hub--{hub_id.slug}@{hub_id.revision or 'default'}".replace("/", "--"))
     known = hub_id.commit or cache.recall(reference)
-    commit = hub_id.commit or (None if newest else known) or hub.fetch(hub_id).commit
+    commit = hub_id.commit or (None if newest else known) or _fetch(hub_id, name).commit
 
     def open_it(_: Progress | None) -> Checkpoint:
         from subsecond.formats.convert import open_checkpoint
 
-        snapshot = hub.fetch(replace(hub_id, revision=commit))
+        snapshot = _fetch(replace(hub_id, revision=commit), name)
         return open_checkpoint(snapshot.path, name=hub_id.repository, revision=commit, label=name)
 
     def settle() -> None:
@@ -217,6 +215,16 @@ def _hub(hub_id: hub.HubId, name: str, newest: bool) -> _Model:
             _forget(hub_id, known)
 
     return _Model(name, _hub_slug(hub_id, commit), commit, open_it, settle)
+
+
+def _fetch(hub_id: hub.HubId, name: str) -> hub.Snapshot:
+    """`hub.fetch` of what may have been meant as a path."""
+    try:
+        return hub.fetch(hub_id)
+    except FetchError as error:
+        raise FetchError(
+            f"no folder or file {name} here; taken as a hub id: {error}"
+        ) from error.__cause__
 
 
 def _hub_slug(hub_id: hub.HubId, commit: str) -> str:
@@ -296,6 +304,7 @@ def _make(
             shutil.rmtree(target)  # ours, in our cache: convert would not replace what is damaged
         made = convert(checkpoint, target, weights, progress=progress, canaries=canaries)
         cache.record_origin(target, cache.Origin(model.identity, model.name, weights))
+        _drop_superseded(model)
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror or error}; free space, or set SUBSECOND_HOME "
@@ -304,7 +313,28 @@ def _make(
     finally:
         checkpoint.close()
     for warning in made.warnings:
-        warnings.warn(f"{model.name}: {warning}", stacklevel=3)
+        _warn(f"{model.name}: {warning}")
+
+
+def _warn(message: str) -> None:
+    """Warns at the place that called Subsecond, however deep the call is."""
+    frame, level = sys._getframe(), 1
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        package,
+        "contextlib",
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _drop_superseded(model: _Model) -> None:
+    """Removes what the same source was converted into, in any format, before it changed."""
+    for path in (cache.home() / "models").glob(f"{glob.escape(model.slug)}--*"):
+        origin = cache.origin_of(path)
+        if origin is not None and origin.identity != model.identity:
+            shutil.rmtree(path, ignore_errors=True)
+            cache.forget_origin(path)
 
 
 def _bytes(text: str) -> bytes:

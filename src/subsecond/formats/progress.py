@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 # (what is done, units done, units in all, unit: "B" for bytes or a plural noun)
 Progress = Callable[[str, int, int, str], None]
 
+SCALED = ("B", "weights")  # units that are shown in thousands and millions
+
 
 class TerminalProgress:
-    """A Progress on stderr. Use as a context manager, or call `close` at the end."""
+    """A Progress on stderr. Use as a context manager, or call `close` at the end.
+
+    converted: whether a model was converted, so that its place is worth a line.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
         self._what = ""
         self._quarter = -1
+        self.converted = False
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
+        self.converted = self.converted or what == "converting"
         if not sys.stderr.isatty():
             quarter = 4 * done // max(total, 1)
             if what != self._what or quarter > self._quarter:
@@ -37,7 +44,9 @@ class TerminalProgress:
 
             self.close()
             self._what = what
-            self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", leave=False)
+            self._bar = tqdm(
+                total=total, desc=what, unit=unit, unit_scale=unit in SCALED, leave=False
+            )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 

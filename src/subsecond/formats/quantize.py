@@ -21,13 +21,12 @@ from subsecond.formats.pack import Grid
 # Ranges tried for an int4 group, as fractions of its full range: cutting outliers off often lowers
 # the squared error.
 _SHRINK = (0.95, 0.9)
-_CHUNK_GROUPS = 1 << 12  # 32 * 4096 float32 values stay in the second-level cache
+_CHUNK_GROUPS = 1 << 12  # 3 * 32 * 4096 float32 values stay in the second-level cache
 _HALF_MAX = np.float32(65504)
 
 _Groups = NDArray[np.float32]  # [groups, 32]
 _Half = NDArray[np.float16]
 _Values = NDArray[np.float32]
-_Rounded = tuple[_Half, _Half, _Values, _Values]  # scale, minimum, q, squared error
 
 
 def quantize(values: NDArray[np.float32], format: str, name: str) -> Grid:
@@ -84,48 +83,96 @@ def _int8(groups: _Groups) -> tuple[_Half, NDArray[np.uint8]]:
 def _int4(groups: _Groups) -> tuple[_Half, _Half, NDArray[np.uint8]]:
     """Tries shrunken ranges, refits scale and minimum to each choice of q by least squares, keeps
     the best of all."""
-    low, high = groups.min(axis=1), groups.max(axis=1)
-    scale, minimum, q, error = _rounded(groups, low, (high - low) / np.float32(15))
-    trials = [_refit(groups, q)]
+    search = _Search(groups)
+    span = search.high - search.low
+    search.trial(search.low, span / np.float32(15))
+    search.trial(*search.refit())
+    search.trial(*search.refit())
     for shrink in _SHRINK:
-        cut = (high - low) * np.float32((1 - shrink) / 2)
-        trials.append((low + cut, (high - low - 2 * cut) / np.float32(15)))
-    for start, step in trials:
-        other = _rounded(groups, start, step)
-        _keep_better((scale, minimum, q, error), other)
-        _keep_better((scale, minimum, q, error), _rounded(groups, *_refit(groups, other[2])))
-    return scale, minimum, q.astype(np.uint8)
+        cut: _Values = span * np.float32((1 - shrink) / 2)
+        rest: _Values = span - np.float32(2) * cut
+        search.trial(search.low + cut, rest / np.float32(15))
+        search.trial(*search.refit())
+    return search.scale, search.minimum, search.levels()
 
 
-def _keep_better(kept: _Rounded, other: _Rounded) -> None:
-    """Replaces in `kept`, in place, the groups that `other` has with a smaller error."""
-    better = other[3] < kept[3]
-    kept[0][better], kept[1][better] = other[0][better], other[1][better]
-    kept[2][better], kept[3][better] = other[2][better], other[3][better]
+class _Search:
+    """Groups that look for their best scale and minimum (`scale`, `minimum`: the best so far).
+
+    Values lie transposed, [32, groups], so that what is one value a group runs along memory, and in
+    buffers that are used again: this is most of a conversion's time. Every sum has one order, so
+    that a matrix becomes the same bits on every machine.
+    """
+
+    def __init__(self, groups: _Groups) -> None:
+        self._values: _Values = np.ascontiguousarray(groups.T)
+        self._q = np.empty_like(self._values)
+        self._work = np.empty_like(self._values)
+        self._mean = _sum8(self._values) / np.float32(GROUP_INT)
+        count = len(groups)
+        self._error = np.full(count, np.inf, np.float32)
+        self.low: _Values = self._values.min(axis=0)
+        self.high: _Values = self._values.max(axis=0)
+        self.scale = np.zeros(count, np.float16)
+        self.minimum = np.zeros(count, np.float16)
+
+    def trial(self, minimum: _Values, scale: _Values) -> None:
+        """Rounds to these as they would be stored, and keeps them where the squared error falls."""
+        half_scale = np.clip(scale, 0, _HALF_MAX).astype(np.float16)
+        half_minimum = np.clip(minimum, -_HALF_MAX, _HALF_MAX).astype(np.float16)
+        step, start = self._round(half_scale, half_minimum)
+        miss = np.multiply(step, self._q, out=self._work)
+        miss += start
+        miss -= self._values
+        miss *= miss
+        error = _sum4(miss)
+        better = error < self._error
+        np.copyto(self._error, error, where=better)
+        np.copyto(self.scale, half_scale, where=better)
+        np.copyto(self.minimum, half_minimum, where=better)
+
+    def refit(self) -> tuple[_Values, _Values]:
+        """Minimum and scale of the least-squares line through (q, value) of each group, for the q
+        of the last trial."""
+        count = np.float32(GROUP_INT)
+        mean_q = _sum8(self._q) / count
+        spread = _sum4(np.multiply(self._q, self._q, out=self._work))
+        spread -= count * mean_q * mean_q
+        product = _sum4(np.multiply(self._q, self._values, out=self._work))
+        product -= count * mean_q * self._mean
+        scale = np.maximum(product / np.where(spread > 0, spread, np.float32(1)), 0)
+        return self._mean - scale * mean_q, scale
+
+    def levels(self) -> NDArray[np.uint8]:
+        """q under the best scale and minimum, uint8 [groups, 32]."""
+        self._round(self.scale, self.minimum)
+        return np.ascontiguousarray(self._q.astype(np.uint8).T)
+
+    def _round(self, scale: _Half, minimum: _Half) -> tuple[_Values, _Values]:
+        """Sets q to the nearest levels; scale and minimum as float32."""
+        step, start = scale.astype(np.float32), minimum.astype(np.float32)
+        q = np.subtract(self._values, start, out=self._q)
+        q /= np.where(step > 0, step, np.float32(1))
+        np.clip(np.rint(q, out=q), 0, 15, out=q)
+        return step, start
 
 
-def _rounded(groups: _Groups, minimum: NDArray[np.float32], scale: NDArray[np.float32]) -> _Rounded:
-    """Scale and minimum as stored, the q nearest under them, and each group's squared error."""
-    limit = _HALF_MAX
-    half_scale = np.clip(scale, 0, limit).astype(np.float16)
-    half_minimum = np.clip(minimum, -limit, limit).astype(np.float16)
-    step: _Values = half_scale.astype(np.float32)[:, None]
-    start: _Values = half_minimum.astype(np.float32)[:, None]
-    divisor: _Values = np.where(step > 0, step, np.float32(1)).astype(np.float32)
-    q: _Values = (groups - start) / divisor
-    np.clip(np.rint(q, out=q), 0, 15, out=q)
-    miss = step * q + start
-    miss -= groups
-    error: _Values = np.einsum("ij,ij->i", miss, miss)
-    return half_scale, half_minimum, q, error
+def _sum8(values: _Values) -> _Values:
+    """Sums of [32, groups] over the first axis: eight running sums, then pairs of them."""
+    part = values[:8] + values[8:16]
+    part += values[16:24]
+    part += values[24:]
+    part = part[::2] + part[1::2]
+    part = part[::2] + part[1::2]
+    total: _Values = part[0] + part[1]
+    return total
 
 
-def _refit(
-    groups: _Groups, q: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Minimum and scale of the least-squares line through (q, value) of each group."""
-    mean_q, mean = q.mean(axis=1), groups.mean(axis=1)
-    spread = np.einsum("ij,ij->i", q, q) - GROUP_INT * mean_q * mean_q
-    product = np.einsum("ij,ij->i", q, groups) - GROUP_INT * mean_q * mean
-    scale = np.maximum(product / np.where(spread > 0, spread, np.float32(1)), 0)
-    return mean - scale * mean_q, scale
+def _sum4(values: _Values) -> _Values:
+    """The same with four running sums, each sixteen values taken from their end."""
+    part = values[12:16] + values[8:12]
+    for first in (4, 0, 28, 24, 20, 16):
+        part += values[first : first + 4]
+    part = part[::2] + part[1::2]
+    total: _Values = part[0] + part[1]
+    return total

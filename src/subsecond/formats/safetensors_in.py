@@ -29,7 +29,7 @@ from subsecond.formats.pack import Grid, from_bf16
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LIMIT_HEADER_BYTES = 100_000_000  # the format's own bound
-_LIMIT_TENSORS = 1 << 17
+_LIMIT_TENSORS = 1 << 16
 _LIMIT_HEADER_VALUES = 16 * _LIMIT_TENSORS  # a tensor of 8 dimensions has 15
 _LIMIT_SHARDS = 1 << 12
 _CHUNK_BYTES = 1 << 20
@@ -291,12 +291,18 @@ def _parse_header(data: mmap.mmap, shard: str, where: str) -> dict[str, _Stored]
         raise ModelError(
             f"{where}: the header claims {size} bytes of a file of {len(data)}: it is damaged"
         )
-    header = files.parse_json(data[8 : 8 + size], where, _LIMIT_HEADER_VALUES)
+    text = data[8 : 8 + size]
+    # A parsed record takes ten times its text. Every record is an object, and so are the header
+    # itself and its metadata: counted before anything is parsed.
+    if text.count(b"{") > _LIMIT_TENSORS + 2:
+        raise ModelError(
+            f"{where}: the header names more than {_LIMIT_TENSORS} tensors: it is damaged or not "
+            "a model's"
+        )
+    header = files.parse_json(text, where, _LIMIT_HEADER_VALUES)
     if not isinstance(header, dict):
         raise ModelError(f"{where}: the header must be a JSON object")
     header.pop("__metadata__", None)
-    if len(header) > _LIMIT_TENSORS:
-        raise ModelError(f"{where}: the header names {len(header)} tensors")
     base = 8 + size
     tensors = {name: _record(entry, name, shard, where, base) for name, entry in header.items()}
     end = base

@@ -125,12 +125,13 @@ def _check_size(ids: Mapping[str, int], vocab_size: int, warnings: list[str]) ->
             f"tokenizer.json: token {token[:60]!r} has the id {ids[token]}, but the embedding has "
             f"{vocab_size} rows: this tokenizer belongs to another model"
         )
-    # Embeddings are padded a little; far more rows than tokens is odd, and a model of random weights
-    # with a borrowed tokenizer is like that.
-    if 2 * len(set(ids.values())) < vocab_size:
+    # Embeddings are padded a little; far more rows than tokens is odd, and a model of random
+    # weights with a borrowed tokenizer is like that.
+    known = len(set(ids.values()))
+    if 2 * known < vocab_size:
         warnings.append(
-            f"tokenizer.json has {len(set(ids.values()))} ids, the embedding {vocab_size} rows: does "
-            "this tokenizer belong to the model? ids beyond it have no text"
+            f"tokenizer.json has {known} ids, the embedding {vocab_size} rows: does this tokenizer "
+            "belong to the model? ids beyond it have no text"
         )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from subsecond.errors import ModelError, UnsupportedError
+from subsecond.models.size import Size
 
 # Keys that do not change the logits of inference: names, training, generation defaults, output
 # switches.
 BOOKKEEPING = frozenset(
     """
-    _name_or_path _commit_hash _attn_implementation attn_implementation architectures model_type
-    auto_map trust_remote_code transformers_version torch_dtype dtype use_cache initializer_range
+    _name_or_path _model_name_or_path _commit_hash _attn_implementation attn_implementation
+    architectures model_type auto_map trust_remote_code transformers_version torch_dtype dtype use_cache initializer_range
     initializer_factor bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
     decoder_start_token_id
     forced_bos_token_id forced_eos_token_id cls_token_id tokenizer_class prefix attention_dropout
@@ -172,18 +173,12 @@ class ConfigReader:
         """Whether two keys hold the same value; does not count as use."""
         return self._config.get(a) == self._config.get(b)
 
-    def holding(self, value: int) -> list[str]:
-        """The keys that were read as this integer: what to name where a size contradicts."""
-        return [
-            key
-            for key in sorted(self._used)
-            if type(self._config.get(key)) is int and self._config[key] == value
-        ]
-
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 1 << 30
     ) -> int:
-        """An integer within low..high; without a default the key is required."""
+        """An integer within low..high, which knows its key; without a default the key is
+        required.
+        """
         value = self._take(key, _MISSING if default is None else default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ModelError(f"config key {self.name(key)} must be an integer, not {_short(value)}")
@@ -191,7 +186,9 @@ class ConfigReader:
             raise ModelError(
                 f"config key {self.name(key)} is {_short(value)}, outside {low}..{high}"
             )
-        return value
+        if isinstance(value, Size):  # a default that comes from other keys
+            return value
+        return Size(value, f"{self.name(key)} {value}{'' if self.has(key) else ' by default'}")
 
     def number(
         self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e30
@@ -263,21 +260,29 @@ class ConfigReader:
                 )
         return [float(item) for item in value]
 
-    def nested(self, key: str) -> ConfigReader | None:
-        """A reader of the object under `key` (unused keys are reported), None if not given."""
+    def nested(self, key: str, defaults: Mapping[str, object] | None = None) -> ConfigReader | None:
+        """A reader of the object under `key` (unused keys are reported), None if not given.
+
+        defaults: what stands there for keys that are left out.
+        """
         value = self._take(key, None)
         if value is None:
             return None
         if not isinstance(value, Mapping):
             raise ModelError(f"config key {self.name(key)} must be an object, not {_short(value)}")
-        reader = ConfigReader(value, f"{self._path}{key}.")
+        reader = ConfigReader({**(defaults or {}), **value}, f"{self._path}{key}.")
         self._nested.append(reader)
         return reader
+
+    def adopt(self, key: str, outer: ConfigReader) -> None:
+        """Takes the value of `key` that stands in the object around this one."""
+        self._config = {**self._config, key: outer._take(key, None)}
 
     def only(self, key: str, *allowed: object) -> None:
         """Refuses any given value of `key` but the allowed ones: it changes the computation."""
         value = self._take(key, None)
-        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
+        kinds = [(int if isinstance(a, Size) else type(a), a) for a in allowed]
+        if value is not None and not any(type(value) is kind and value == a for kind, a in kinds):
             choices = " or ".join(repr(a) for a in allowed) or "absent"
             raise UnsupportedError(
                 f"config key {self.name(key)} = {_short(value)} is not supported, only {choices}"

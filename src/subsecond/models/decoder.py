@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from subsecond.errors import ModelError
 from subsecond.models.recipe import Recipe, RowBlocks
 from subsecond.models.rope import Rope
+from subsecond.models.size import keys_of, plain
 from subsecond.program.builder import Builder
 from subsecond.program.program import Program, Role
 
@@ -31,15 +34,6 @@ class Built:
     recipes: dict[str, Recipe]
     warnings: list[str]
     tied: tuple[str, str] | None = None
-
-
-class ShapeError(ModelError):
-    """A tensor is not of the shape that the configuration implies; `implied` are its sizes that
-    differ."""
-
-    def __init__(self, message: str, implied: tuple[int, ...] = ()) -> None:
-        super().__init__(message)
-        self.implied = implied
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +74,7 @@ class Decoder:
         self.warnings: list[str] = []
         self._shapes = shapes
         self._claimed: set[str] = set()
+        self._widths: dict[int, int] = {}  # of values whose op doesn't keep a Size
         self._tied: tuple[str, str] | None = None
         self._bare = prefix if prefix + witness not in shapes and witness in shapes else ""
 
@@ -138,7 +133,7 @@ class Decoder:
         transpose: bool = False,
     ) -> int:
         """x [T, k] through `name`.weight (and `name`.bias): [T, n]."""
-        k = self.builder.width(x)
+        k = self._widths.get(x) or self.builder.width(x)
         weight = self.matrix(
             f"{name}.weight",
             n,
@@ -162,32 +157,27 @@ class Decoder:
         n = self.builder.width(x) // groups
         weight = self.vector(f"{name}.weight", n, add=add)
         bias = self.vector(f"{name}.bias", n) if kind == "layer" else ""
-        return self.builder.norm(x, kind, eps, weight=weight, bias=bias, groups=groups)
+        return self.builder.norm(x, kind, eps, weight=weight, bias=bias, groups=int(groups))
 
     def attention(self, q: int, k: int, v: int, h: Heads) -> int:
         """Rope on q and k, then attention over the next cache layer: [T, heads * head_dim]."""
         b = self.builder
+        heads, kv_heads, head_dim = int(h.heads), int(h.kv_heads), int(h.head_dim)
         if h.rope:
-            q = b.rope(
-                q, h.rope, heads=h.heads, head_dim=h.head_dim, rotary=h.rotary, factor=h.rope_factor
-            )
-            k = b.rope(
-                k,
-                h.rope,
-                heads=h.kv_heads,
-                head_dim=h.head_dim,
-                rotary=h.rotary,
-                factor=h.rope_factor,
-            )
-        return b.attention(
+            turn = {"head_dim": head_dim, "rotary": int(h.rotary), "factor": h.rope_factor}
+            q = b.rope(q, h.rope, heads=heads, **turn)  # type: ignore[arg-type]
+            k = b.rope(k, h.rope, heads=kv_heads, **turn)  # type: ignore[arg-type]
+        result = b.attention(
             b.concat(q, k, v),
-            heads=h.heads,
-            kv_heads=h.kv_heads,
-            head_dim=h.head_dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             scale=h.scale,
-            window=h.window if h.window < b.max_positions else 0,  # it would never hide anything
+            window=int(h.window) if h.window < b.max_positions else 0,  # else it hides nothing
             softcap=h.softcap,
         )
+        self._widths[result] = h.heads * h.head_dim
+        return result
 
     def rope_tensor(self, name: str, rope: Rope) -> str:
         return self.computed(name, rope.inv_freq)
@@ -220,7 +210,9 @@ class Decoder:
                 f"{self.builder.family} with this config does not use: its layer count or "
                 "its architecture is wrong"
             )
-        return Built(self.builder.build(output), self.recipes, self.warnings, self._tied)
+        sized = msgspec.to_builtins(self.builder.build(output), enc_hook=plain)
+        program = msgspec.convert(sized, Program)
+        return Built(program, self.recipes, self.warnings, self._tied)
 
     def _source(self, name: str) -> str:
         return name.removeprefix(self._bare) if self._bare else name
@@ -235,9 +227,11 @@ class Decoder:
         if tuple(self._shapes[source]) != shape:
             found = tuple(self._shapes[source])
             differ = zip(found, shape, strict=True) if len(found) == len(shape) else ()
-            raise ShapeError(
-                f"tensor {source!r} has shape {list(found)}, but the config implies {list(shape)}",
-                tuple(wanted for size, wanted in differ if size != wanted),
+            keys = [keys_of(wanted) for size, wanted in differ if size != wanted]
+            named = ", ".join(dict.fromkeys(filter(None, keys)))
+            raise ModelError(
+                f"tensor {source!r} has shape {list(found)}, but the config implies {list(shape)}"
+                + (f" ({named})" if named else "")
             )
         self._claimed.add(source)
         return source

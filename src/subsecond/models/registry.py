@@ -10,9 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from subsecond.errors import ModelError, UnsupportedError
-from subsecond.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3
+from subsecond.models import (
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    multimodal,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from subsecond.models.config import ConfigReader
-from subsecond.models.decoder import Built, ShapeError, Shapes
+from subsecond.models.decoder import Built, Shapes
 
 # model_type -> (architecture of the causal language model, builder)
 FAMILIES: Mapping[str, tuple[str, Callable[[ConfigReader, Shapes], Built]]] = {
@@ -25,6 +36,10 @@ FAMILIES: Mapping[str, tuple[str, Callable[[ConfigReader, Shapes], Built]]] = {
     "phi3": ("Phi3ForCausalLM", phi3.build),
     "gemma2": ("Gemma2ForCausalLM", gemma2.build),
     "gemma3_text": ("Gemma3ForCausalLM", gemma3.build),
+    "gemma3": (
+        "Gemma3ForConditionalGeneration",
+        lambda config, shapes: multimodal.gemma3_text(config, shapes, gemma3.build, "gemma3_text"),
+    ),
 }
 
 
@@ -42,11 +57,7 @@ def build(config: Mapping[str, object], shapes: Shapes, strict: bool = False) ->
     reader.only("pruned_heads", {})
     reader.only("add_cross_attention", False)
     reader.only("cross_attention_hidden_size")
-    try:
-        built = FAMILIES[family][1](reader, shapes)
-    except ShapeError as error:
-        keys = [f"{key} {size}" for size in error.implied for key in reader.holding(size)]
-        raise ModelError(f"{error}" + (f" ({' or '.join(keys)})" if keys else "")) from None
+    built = FAMILIES[family][1](reader, shapes)
     reader.refuse_computation()
     unknown = [
         f"config key {name} is not known to family {family} and was not used"

@@ -18,6 +18,7 @@ PROMPTS = (
     "天空为什么是蓝色的？",
 )
 ANSWER_TOKENS = 16
+BEST_LOGITS = 8
 CONTEXT = 256
 
 
@@ -28,7 +29,32 @@ def canaries_of(folder: Path) -> list[Canary]:
         prompts = [llm.encode(text)[: max(room, 1)] for text in PROMPTS]
         params = SamplingParams(temperature=0.0, max_tokens=min(ANSWER_TOKENS, llm.context - 1))
         answers = llm.generate(prompts, params)
+        rows = [llm.logits(prompt)[-1] for prompt in prompts]
+        build = native_build()
         return [
-            Canary(prompt, list(answer.token_ids), llm.executor)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            Canary(
+                prompt,
+                list(answer.token_ids),
+                llm.executor,
+                logits_xxh3=logits_hash(row),
+                best=sorted(enumerate(row), key=lambda entry: (-entry[1], entry[0]))[:BEST_LOGITS],
+                build=build,
+            )
+            for prompt, answer, row in zip(prompts, answers, rows, strict=True)
         ]
+
+
+def logits_hash(row: memoryview[float]) -> str:
+    """xxh3 of the bits of one row of logits, float32, little endian."""
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(row.cast("B"))
+
+
+def native_build() -> str:
+    """xxh3 of the native module: two builds may round differently, one never does."""
+    import xxhash
+
+    from subsecond import _native
+
+    return xxhash.xxh3_64_hexdigest(Path(_native.__file__).read_bytes())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from subsecond.engine.request import Request, SamplingParams
-from subsecond.errors import TextError
+from subsecond.errors import RequestError, TextError
 from subsecond.tasks.completion import Piece
 from subsecond.tasks.generate import LLM
 from subsecond.tasks.prompts import one_params
@@ -58,9 +58,11 @@ class Chat:
 
         The turn becomes part of the conversation when the answer has begun; an answer that is
         closed early is kept as far as it came. Raises RequestError, and leaves the conversation as
-        it was, if it no longer fits the context or a parameter is wrong; TextError if `text` is no
-        valid text.
+        it was, if `text` is empty, it no longer fits the context or a parameter is wrong; TextError
+        if `text` is no valid text.
         """
+        if isinstance(text, str) and not text:
+            raise RequestError("the message is empty; give at least one character", "text")
         turns = [*self.messages, {"role": "user", "content": text}]
         ids = self._llm.encode_chat(self._with_system(turns))
         chosen = one_params(self.params if params is None else params)

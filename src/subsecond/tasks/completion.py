@@ -6,6 +6,8 @@ are computed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from subsecond.engine.request import Logprob, Request, SequenceState
@@ -69,6 +71,11 @@ class Completion(msgspec.Struct, frozen=True):
     outputs: tuple[Output, ...]
     usage: Usage
     timing: Timing
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dicts, lists, texts and numbers, as `json.dumps` takes them."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
     @property
     def text(self) -> str:

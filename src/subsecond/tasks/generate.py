@@ -7,17 +7,18 @@ gives. Does not know: files (formats), kernels (runtime), how a step is formed (
 
 from __future__ import annotations
 
-import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from subsecond.config import ModelOptions
 from subsecond.engine.request import DEFAULT_MAX_TOKENS, Request, Sampling, SamplingParams
-from subsecond.engine.values import check_token_ids
+from subsecond.engine.values import check_token_id, check_token_ids, short
 from subsecond.errors import InputError, RequestError, TextError
 from subsecond.tasks.completion import Completion, Piece
 from subsecond.tasks.load import Loaded, load
@@ -25,6 +26,9 @@ from subsecond.tasks.prompts import Prompt, one_params, one_prompt, params_list,
 from subsecond.tasks.shared import SharedEngine
 from subsecond.text.template import ChatTemplate
 from subsecond.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from subsecond.tasks.logits import Logits
 
 Message = Mapping[str, Any]
 Progress = Callable[[str, int, int, str], None]
@@ -53,8 +57,9 @@ class LLM:
     max_tokens_per_step  tokens of prompts that are computed at once
     max_sequences        texts that are computed together, and most `n` of a request
     context              most tokens of a prompt and its answer together; None: the model's own
-    progress             called while the model is fetched and converted: what is being done, how
-                         much is done, how much there is, the unit
+    progress             None: bars on standard error while the model is fetched and converted, if
+                         it is a terminal; False: nothing; or a function that is called with what is
+                         being done, how much is done, how much there is, the unit
 
     A prompt is a text, or token ids: a list of integers, or any one-dimensional array or buffer of
     them (NumPy, PyTorch). A text is continued as it is (`generate`, `stream`); `chat` and
@@ -83,7 +88,7 @@ class LLM:
         max_tokens_per_step: int = 512,
         max_sequences: int = 16,
         context: int | None = None,
-        progress: Progress | None = None,
+        progress: Progress | Literal[False] | None = None,
     ) -> None:
         options = ModelOptions(
             model=_model_name(model),
@@ -95,7 +100,8 @@ class LLM:
             max_sequences=max_sequences,
             context=context,
         )
-        self._shared = SharedEngine(load(options, progress))
+        with _shown(progress) as shown:
+            self._shared = SharedEngine(load(options, shown))
         self._template: ChatTemplate | None = None
 
     @property
@@ -170,7 +176,8 @@ class LLM:
         continue_final_message: bool = False,
         template_variables: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Answers a conversation through the model's chat template.
+        """Answers a conversation through the model's chat template. All of it is computed at every
+        call; `Chat` computes only what a turn adds.
 
         messages, tools, documents, continue_final_message, template_variables: see `encode_chat`.
         Raises what `generate` and `encode_chat` raise.
@@ -204,22 +211,24 @@ class LLM:
         )
         return self.stream_request(self.request(ids, params))
 
-    def logits(self, token_ids: Sequence[int]) -> memoryview[float]:
-        """Logits after every token: float32 [T, V], a buffer that `numpy.asarray` takes without a
-        copy. T is the number of `token_ids`, V is `vocab_size`.
+    def logits(self, token_ids: Sequence[int]) -> Logits:
+        """Logits after every token: float32 [T, V]. T is the number of `token_ids`, V is
+        `vocab_size`. `logits[t]` is a row, `numpy.asarray(logits)` an array without a copy.
 
-        Raises RequestError for ids that are none or don't fit the context, RuntimeFailure naming
-        the first position whose logits are NaN or infinite.
+        Waits for generations that hold the KV cache. Raises RequestError for ids that are none or
+        don't fit the context, RuntimeFailure naming the first position whose logits are NaN or
+        infinite.
         """
+        from subsecond.tasks import logits
+
         ids = check_token_ids(token_ids, self.vocab_size, "token_ids")
         if len(ids) > self.context:
             raise RequestError(
                 f"{len(ids)} tokens don't fit the context of {self.context}", "token_ids"
             )
-        memory = mmap.mmap(-1, 4 * len(ids) * self.vocab_size)
-        with self._shared.engine(urgent=True) as engine:
-            engine.logits(ids, memoryview(memory).cast("f"))
-        return memoryview(memory).cast("f", shape=[len(ids), self.vocab_size])
+        scores = logits.empty(len(ids), self.vocab_size)
+        self._shared.logits(ids, logits.flat(scores))
+        return scores
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text is tokenized (control tokens' spellings are ordinary text),
@@ -283,12 +292,10 @@ class LLM:
         next turn.
         """
         params = one_params(params)
-        for name, ids in (
-            ("logit_bias", tuple(params.logit_bias)),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            if ids:
-                check_token_ids(ids, self.vocab_size, name)
+        for token_id in params.logit_bias:
+            check_token_id(token_id, self.vocab_size, "logit_bias", "a token id of logit_bias")
+        if params.stop_token_ids:
+            check_token_ids(params.stop_token_ids, self.vocab_size, "stop_token_ids")
         room = self.context - len(prompt)
         if room < 1:
             raise RequestError(
@@ -353,6 +360,31 @@ class LLM:
         self.close()
 
 
+@contextmanager
+def _shown(progress: Progress | Literal[False] | None) -> Iterator[Progress | None]:
+    """What is told how loading goes on."""
+    if progress is False or (progress is None and not _on_terminal()):
+        yield None
+    elif progress is not None:
+        if not callable(progress):
+            raise InputError(
+                f"progress must be a function, False or None, not {type(progress).__name__}"
+            )
+        yield progress
+    else:
+        from subsecond.formats.progress import TerminalProgress
+
+        with TerminalProgress() as bars:
+            yield bars
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # no standard error, or a closed one
+        return False
+
+
 def _model_name(model: object) -> str:
     """The name or path as a text; InputError for anything else, None above all."""
     name = model if isinstance(model, str) else None
@@ -360,7 +392,7 @@ def _model_name(model: object) -> str:
         name = model.__fspath__()
     if not isinstance(name, str) or not name:
         raise InputError(
-            f"model must be a name or a path, not {model!r:.60}; give an alias such as "
+            f"model must be a name or a path, not {short(model)}; give an alias such as "
             "'smollm2-135m', a Hugging Face id, a folder or a GGUF file"
         )
     return name

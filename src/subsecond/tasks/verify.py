@@ -18,10 +18,11 @@ import xxhash
 from subsecond.config import KV_FORMATS
 from subsecond.engine.request import SamplingParams
 from subsecond.errors import InputError, ModelError, SubsecondError
-from subsecond.formats import artifact, certificate, files
+from subsecond.formats import artifact, certificate, files, finite
 from subsecond.formats.certificate import Canary, Certificate
 from subsecond.formats.progress import Progress
 from subsecond.runtime import native
+from subsecond.tasks.canary import logits_hash, native_build
 from subsecond.tasks.generate import LLM
 
 Outcome = Literal["holds", "refuted", "undecided"]
@@ -29,10 +30,13 @@ Outcome = Literal["holds", "refuted", "undecided"]
 _EXECUTOR = re.compile(rf"native ([a-z0-9]{{1,16}}), kv ({'|'.join(KV_FORMATS)})")
 _LIMIT_MANIFEST_BYTES = 64 << 20
 
+LOGITS_TOLERANCE = 0.05
+"""How far other kernels' best logits may lie from the recorded ones, as a part of the largest."""
+
 
 class Claim(msgspec.Struct, frozen=True):
-    """One claim. kind: "manifest", "sha256", "xxh3", "certificate" or "canary". found: what was
-    seen where it doesn't hold.
+    """One claim. kind: "manifest", "sha256", "xxh3", "finite", "certificate" or "canary".
+    found: what was seen where it doesn't hold.
     """
 
     kind: str
@@ -52,9 +56,11 @@ def verify(
     other.
 
     SHA-256 of every file against the manifest and the certificate, xxh3 of every tensor against the
-    manifest, and every canary's greedy answer on the executor that it names, bit for bit the same
-    tokens. A canary is undecided where this machine lacks that executor and its best one answers
-    otherwise. InputError if `folder` is no artifact at all.
+    manifest, that no stored number is NaN or infinite, and every canary on the executor that it
+    names: the same greedy tokens, and after the prompt the same logits, bit for bit if the same
+    build computed them. A canary is undecided where another executor or build finds logits farther
+    away than `LOGITS_TOLERANCE`, or another executor other tokens. InputError if `folder` is no
+    artifact at all.
     """
     if not artifact.is_artifact(folder):
         raise InputError(
@@ -102,8 +108,9 @@ def _file(opened: artifact.Artifact, name: str) -> Claim:
 
 
 def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[Claim]:
-    """A claim a tensor."""
+    """A claim a tensor, and one that all of them hold numbers."""
     tensors = opened.manifest.tensors
+    broken: list[str] = []
     try:
         with (
             artifact.mapped(files.inside(opened.path, artifact.WEIGHTS)) as data,
@@ -114,6 +121,8 @@ def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[C
                     progress("checking tensors", done, len(tensors), "tensors")
                 with view[tensor.offset : tensor.offset + tensor.size] as span:
                     found = xxhash.xxh3_64_hexdigest(span)
+                    if not finite.all_finite(span, _scanned(tensor)):
+                        broken.append(tensor.name)
                 what = f"tensor {tensor.name}: xxh3 {tensor.xxh3}"
                 if found == tensor.xxh3:
                     yield Claim("xxh3", what, "holds")
@@ -121,6 +130,17 @@ def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[C
                     yield Claim("xxh3", what, "refuted", f"found {found}")
     except ModelError as error:
         yield Claim("xxh3", f"{len(tensors)} tensors", "refuted", str(error))
+        return
+    what = f"{artifact.WEIGHTS}: every scale, minimum and unquantized value is finite"
+    if broken:
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        yield Claim("finite", what, "refuted", f"NaN or infinite in {broken[0]}{others}")
+    else:
+        yield Claim("finite", what, "holds")
+
+
+def _scanned(tensor: artifact.Tensor) -> str:
+    return "f32" if tensor.kind == "vector" else tensor.format
 
 
 def _bindings(opened: artifact.Artifact, record: Certificate) -> Iterator[Claim]:
@@ -185,7 +205,7 @@ def _ask(llm: LLM, canary: Canary, what: str) -> Claim:
     except SubsecondError as error:
         return Claim("canary", what, "refuted", str(error))
     if answer == canary.answer:
-        return Claim("canary", what, "holds")
+        return _ask_logits(llm, canary, what)
     same = next(
         (i for i, (a, b) in enumerate(zip(answer, canary.answer, strict=False)) if a != b),
         min(len(answer), len(canary.answer)),
@@ -198,3 +218,30 @@ def _ask(llm: LLM, canary: Canary, what: str) -> Claim:
             f"this machine has {llm.executor}, which differs from token {same + 1} on",
         )
     return Claim("canary", what, "refuted", f"token {same + 1} differs")
+
+
+def _ask_logits(llm: LLM, canary: Canary, what: str) -> Claim:
+    """The logits after the prompt, where the certificate has them."""
+    if not canary.logits_xxh3:
+        return Claim("canary", what, "holds")
+    try:
+        row = llm.logits(canary.prompt)[-1]
+    except SubsecondError as error:
+        return Claim("canary", what, "refuted", str(error))
+    if logits_hash(row) == canary.logits_xxh3:
+        return Claim("canary", what, "holds")
+    same_executor = llm.executor == canary.executor
+    if same_executor and canary.build == native_build():
+        return Claim("canary", what, "refuted", "the logits' bits differ")
+    if any(not 0 <= token_id < len(row) for token_id, _ in canary.best):
+        return Claim("canary", what, "refuted", "the recorded logits are of no such token")
+    largest = max((abs(logit) for _, logit in canary.best), default=0.0)
+    off = max((abs(row[token_id] - logit) for token_id, logit in canary.best), default=0.0)
+    if off <= LOGITS_TOLERANCE * largest:
+        return Claim("canary", what, "holds")
+    return Claim(
+        "canary",
+        what,
+        "undecided",
+        f"{llm.executor} gives the same tokens, but logits that differ by {off:.3g}",
+    )

@@ -8,6 +8,10 @@ something after it fails. So each repetition after which something can still fai
 work by the length of the text: one is accepted (with a text of at most 1 MiB it stays below the
 limit), two are not, nor is one whose body can itself match in several ways, which is exponential.
 The pre-tokenizers in common use keep this: what follows their repetitions is mostly optional.
+
+That bounds one place. The search starts again at the next one, so a repetition that fails at each
+of them takes the square of the length, unless another branch takes the whole run at once, as the
+last one of `\\s*[\\r\\n]|\\s+` does. The expression itself is asked (regex_runs).
 """
 
 from __future__ import annotations
@@ -19,8 +23,14 @@ from subsecond.errors import ModelError, UnsupportedError
 
 MAX_PATTERN_CHARACTERS = 16 * 1024
 MAX_NESTING = 32
+MAX_RUNS = 64
 FEW = 8
 """A repetition of at most so many times counts as several ways, not as a repetition."""
+
+ACCEPTED = frozenset([r"\s+$"])
+"""Expressions of well-known models (DeepSeek-LLM's) that take the square of a run of white space
+inside a line: refusing them would refuse the models.
+"""
 
 MAX_WAYS = 1024
 """Ways in which what stands before a place may match, repetitions left aside."""
@@ -42,7 +52,8 @@ class _Node:
 
     fails: it can fail where it stands. ways: in how many ways it can match, repetitions left aside.
     loops: how many repetitions in it can be taken back if something after it fails.
-    inner_ways, inner_loops: the same, where something in it fails.
+    inner_ways, inner_loops: the same, where something in it fails. runs: what is repeated without a
+    bound and not yet followed by anything that can fail.
     """
 
     fails: bool = True
@@ -50,20 +61,28 @@ class _Node:
     loops: int = 0
     inner_ways: int = 1
     inner_loops: int = 0
+    runs: tuple[str, ...] = ()
 
 
 @dataclass
 class _Sequence:
     parts: list[_Node] = field(default_factory=list)
 
-    def node(self) -> _Node:
-        """The parts as one. A repetition counts against whatever fails after it in the sequence."""
+    def node(self, exposed: list[str]) -> _Node:
+        """The parts as one. A repetition counts against whatever fails after it in the sequence.
+
+        Adds to `exposed` the runs that something follows which can fail.
+        """
         whole = _Node(fails=False)
         for part in self.parts:
             # What can't fail as a whole takes nothing back that stands before it.
             before_ways, before_loops = (whole.ways, whole.loops) if part.fails else (1, 0)
             whole.inner_ways = max(whole.inner_ways, before_ways * part.inner_ways)
             whole.inner_loops = max(whole.inner_loops, before_loops + part.inner_loops)
+            if part.fails:
+                exposed += whole.runs
+                whole.runs = ()
+            whole.runs += part.runs
             whole.fails = whole.fails or part.fails
             whole.ways = min(whole.ways * part.ways, MAX_WAYS + 1)
             whole.loops += part.loops
@@ -87,6 +106,11 @@ def check_pattern(pattern: object, place: str) -> None:
     try:
         reader = _Reader(pattern, place)
         reader.alternatives(0)
+        if reader.exposed and pattern not in ACCEPTED:
+            from subsecond.text.regex_runs import starts_again
+
+            if starts_again(pattern, reader.exposed):
+                raise _TooSlow
     except _TooSlow:
         raise ModelError(
             f"tokenizer.json: {place} {pattern[:80]!r} can take time that grows with a power of "
@@ -101,6 +125,9 @@ class _Reader:
         self._pattern = pattern
         self._place = place
         self._at = 0
+        self._in_conditions = 0
+        self.exposed: list[str] = []
+        """What is repeated without a bound before something that can fail."""
 
     def alternatives(self, depth: int) -> _Node:
         """Up to the end or a closing bracket."""
@@ -113,18 +140,22 @@ class _Reader:
                 branches.append(_Sequence())
             elif (part := self._part(depth)) is not None:
                 branches[-1].parts.append(part)
-        nodes = [branch.node() for branch in branches]
+        exposed: list[str] = []
+        nodes = [branch.node(exposed) for branch in branches]
+        if not self._in_conditions:  # a condition's repetitions are few steps in the field
+            self.exposed += exposed
         return _Node(
             fails=all(node.fails for node in nodes),
             ways=min(sum(node.ways for node in nodes), MAX_WAYS + 1),
             loops=max(node.loops for node in nodes),
             inner_ways=max(node.inner_ways for node in nodes),
             inner_loops=max(node.inner_loops for node in nodes),
+            runs=tuple(run for node in nodes for run in node.runs)[:MAX_RUNS],
         )
 
     def _part(self, depth: int) -> _Node | None:
         """One character, class, group or condition, with its quantifiers."""
-        rest = self._pattern[self._at]
+        start, rest = self._at, self._pattern[self._at]
         if (comment := _COMMENT.match(self._pattern, self._at)) is not None:
             self._at = comment.end()
             return None
@@ -141,8 +172,11 @@ class _Reader:
         else:
             self._at += 1
             node = _Node()
+        body = self._pattern[start : self._at]
         while (count := self._quantifier()) is not None:
             node = _repeated(node, *count)
+            if count[1] is None or count[1] > FEW:
+                node.runs = (*node.runs, body)[:MAX_RUNS]
         return node
 
     def _group(self, depth: int) -> _Node:
@@ -150,10 +184,13 @@ class _Reader:
         if opening is None:
             raise self._unknown(self._pattern[self._at : self._at + 4])
         self._at = opening.end()
+        condition = opening[0] in ("(?=", "(?!", "(?<=", "(?<!")
+        self._in_conditions += condition
         inner = self.alternatives(depth + 1)
+        self._in_conditions -= condition
         self._at += 1  # the closing bracket; the library reports a missing one
-        if opening[0] in ("(?=", "(?!", "(?<=", "(?<!"):
-            return replace(inner, fails=True, ways=1, loops=0)
+        if condition:
+            return replace(inner, fails=True, ways=1, loops=0, runs=())
         return replace(inner, ways=1, loops=0) if opening[0] == "(?>" else inner
 
     def _class(self, depth: int) -> None:

@@ -1,8 +1,9 @@
 """The jinja2 environment of chat templates: as transformers configures it, and bounded.
 
-Owns: what a template may call, and the budget of one rendering. A template is untrusted, so
-everything that makes text or lists is charged: loop bodies, calls, filters, concatenations and
-output. Does not know: messages, tokenizers.
+Owns: what a template may call. A template is untrusted, so everything that makes text or lists is
+charged to the budget of the rendering: loop bodies, calls, filters, concatenations and
+output. The same places keep account of which characters are the caller's (provenance). Does not
+know: messages, tokenizers.
 """
 
 from __future__ import annotations
@@ -10,28 +11,18 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, MappingView
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
 from subsecond.errors import TextError
+from subsecond.text import provenance
+from subsecond.text.budget import MAX_STEPS, Budget, fits, size_of
+from subsecond.text.provenance import holds_caller_text
 
-MAX_STEPS = 100_000
-"""Loop passes, calls and filters of one rendering together; also the largest integer argument."""
-
-MAX_SIZE = 1 << 20
-"""Characters and entries of one value, nested ones included."""
-
-MAX_WORK = 32 * MAX_SIZE
-"""Characters and entries that one rendering may make."""
-
-MAX_CPU_S = 2.0
-"""Processor time of one rendering, checked at each step."""
-
-MAX_NESTING = 64
 MAX_JSON_INDENT = 16
-MAX_INTEGER = 1 << 63
+MAX_REVERSE_NEEDLE = 256
+"""Longest text searched for from the end: Python does that in time of both lengths' product."""
 
 _FILTERS = frozenset(
     [
@@ -41,81 +32,17 @@ _FILTERS = frozenset(
         "selectattr", "sort", "string", "title", "trim", "unique", "upper",
     ]
 )  # fmt: skip
-_REFUSED_METHODS = frozenset(["expandtabs", "translate", "format_map"])
+_PASSING_FILTERS = frozenset(
+    [
+        "attr", "d", "default", "dictsort", "first", "items", "last", "list", "map", "max", "min",
+        "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
+    ]
+)  # fmt: skip
+"""Filters that hand on what they are given; the others make new texts."""
+
+_REFUSED_METHODS = frozenset(["encode", "expandtabs", "translate", "format_map"])
+_REVERSE_SEARCHES = frozenset(["rfind", "rindex", "rpartition", "rsplit"])
 _DYNAMIC_OR_WIDE = re.compile(r"\{[^{}]+\{|[0-9]{4,}")
-
-
-class Budget:
-    """What is left of one rendering. `restart` before each; TextError when it is spent."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """A full budget, counted in the processor time of this thread."""
-        self._steps = MAX_STEPS
-        self._work = MAX_WORK
-        self._end_s = time.thread_time() + MAX_CPU_S
-
-    def step(self, work: int = 0) -> bool:
-        """One loop pass, call or filter, and the characters it writes. True, for conditions."""
-        self._steps -= 1
-        self._work -= work
-        if self._steps < 0:
-            raise TextError(f"the chat template takes more than {MAX_STEPS:,} steps")
-        if self._work < 0:
-            raise TextError(f"the chat template makes more than {MAX_WORK:,} characters")
-        if time.thread_time() > self._end_s:
-            raise TextError(f"the chat template takes more than {MAX_CPU_S:g} s")
-        return True
-
-    def made(self, value: Any) -> Any:
-        """`value`, charged with its size. Iterators are charged as they are read."""
-        if isinstance(value, Iterator):
-            return self._steps_of(value)
-        self.step(size_of(value))
-        return value
-
-    def _steps_of(self, values: Iterator[Any]) -> Iterator[Any]:
-        for value in values:
-            self.step()
-            yield value
-
-
-def size_of(value: Any, depth: int = 0) -> int:
-    """Characters and entries of a value as if it were written out; TextError above MAX_SIZE.
-
-    A value that holds another one twice counts it twice: that is what writing it would do.
-    """
-    from jinja2.utils import Namespace
-
-    if isinstance(value, (str, bytes)):
-        return fits(len(value))
-    if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
-            raise TextError("the chat template makes an integer of more than 64 bits")
-        return 1
-    if isinstance(value, Namespace) and depth > 0:
-        raise TextError("the chat template puts a namespace into another value")
-    if isinstance(value, dict):
-        parts: Any = (part for item in value.items() for part in item)
-    elif isinstance(value, (list, tuple, MappingView)):
-        parts = value
-    else:
-        return 1
-    if depth > MAX_NESTING:
-        raise TextError(f"the chat template nests values deeper than {MAX_NESTING} levels")
-    size = 1
-    for part in parts:
-        size = fits(size + 1 + size_of(part, depth + 1))
-    return size
-
-
-def fits(size: int) -> int:
-    """`size`, or TextError if a value of this size is too large."""
-    if size > MAX_SIZE:
-        raise TextError(f"the chat template makes a value of more than {MAX_SIZE:,} characters")
-    return size
 
 
 def compiled(source: str, budget: Budget) -> tuple[Any, frozenset[str], frozenset[str]]:
@@ -213,7 +140,7 @@ def _written(value: Any, budget: Budget) -> Any:
     """A value on its way into text, charged once."""
     if size_of([value]) and not isinstance(value, Iterator):
         budget.made(value)
-    return value
+    return provenance.written(value)
 
 
 def _environment_type(budget: Budget) -> Any:
@@ -224,6 +151,7 @@ def _environment_type(budget: Budget) -> Any:
         """Charges operators and calls, and refuses those that make much of a small argument."""
 
         intercepted_binops = frozenset(["+", "*", "**", "%"])
+        concat = staticmethod(provenance.joined)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             if operator == "%" and isinstance(left, str):
@@ -238,7 +166,8 @@ def _environment_type(budget: Budget) -> Any:
                 _check_integers((left, right), "operand")
                 if isinstance(right, int) and abs(right) > 64:
                     raise SecurityError(f"exponent {right} is too large")
-            return budget.made(super().call_binop(context, operator, left, right))
+            made = super().call_binop(context, operator, left, right)
+            return budget.made(provenance.marked(made, (left, right)))
 
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
             if function in (self.step, self.kept, self.joined_text):
@@ -247,12 +176,24 @@ def _environment_type(budget: Budget) -> Any:
             _check_integers((*args, *kwargs.values()), "argument")
             method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
             owner = getattr(method, "__self__", None)
-            if isinstance(owner, str):
-                size_of([*args, *kwargs.values()])
-                if method.__name__ == "join":
-                    args = tuple(list(argument) for argument in args)
-                _check_method(owner, method.__name__, (*args, *kwargs.values()))
-            return budget.made(super().call(context, function, *args, **kwargs))
+            if not isinstance(owner, str):
+                return budget.made(super().call(context, function, *args, **kwargs))
+            name = method.__name__
+            budget.step(len(owner))
+            size_of([*args, *kwargs.values()])
+            if name == "join":
+                args = tuple(list(argument) for argument in args)
+            sources = (owner, *args, *kwargs.values())
+            _check_method(owner, name, sources[1:])
+            made = None
+            if any(map(holds_caller_text, sources)):
+                if name == "format":
+                    made = provenance.formatted(owner, args, kwargs)
+                else:
+                    function = getattr(provenance.template_text(owner), name)
+            if made is None:
+                made = super().call(context, function, *args, **kwargs)
+            return budget.made(provenance.marked(made, sources))
 
         def step(self, work: int) -> bool:
             """A pass of a body that writes `work` literal characters."""
@@ -264,10 +205,9 @@ def _environment_type(budget: Budget) -> Any:
 
         def joined_text(self, *parts: Any) -> Any:
             """The `~` operator."""
-            for part in parts:
-                budget.made(_written(part, budget))
-            fits(sum(size_of(part) for part in parts))
-            return "".join(map(str, parts))
+            written = [str(_written(part, budget)) for part in parts]
+            fits(sum(map(len, written)))
+            return provenance.joined(written)
 
     return Environment
 
@@ -289,7 +229,7 @@ def _functions(budget: Budget) -> dict[str, Callable[..., Any]]:
     def strftime_now(form: str) -> str:
         if len(form) > 256:
             raise SecurityError("a time format of more than 256 characters is too long")
-        return datetime.now().strftime(form)
+        return str(provenance.marked(datetime.now().strftime(form), [form]))
 
     return {
         "range": bounded_range,
@@ -324,9 +264,32 @@ def _bounded(name: str, function: Callable[..., Any], budget: Budget) -> Callabl
         elif name == "indent":
             wide = max((a if isinstance(a, int) else size_of(a) for a in arguments), default=4)
             fits((str(value).count("\n") + 1) * max(wide, 4))
-        return budget.made(function(*args, **kwargs))
+        if name in _PASSING_FILTERS:
+            return budget.made(function(*args, **kwargs))
+        sources = (value, *arguments)
+        if name in ("join", "replace") and any(map(holds_caller_text, sources)):
+            args, kwargs = _with_origins(name, first, args, kwargs)
+        return budget.made(provenance.marked(function(*args, **kwargs), sources))
 
     return filter_
+
+
+def _with_origins(
+    name: str, first: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments, such that the text whose method the filter calls keeps origins."""
+    written = provenance.written
+    if name == "replace":  # of a text by a text, whatever is given
+        count = first + 3  # the number of replacements stands there
+        texts = [*args[:first], *map(written, args[first:count]), *args[count:]]
+        named = {key: written(v) if key in ("old", "new") else v for key, v in kwargs.items()}
+        texts[first] = provenance.template_text(texts[first])
+        return tuple(texts), named
+    if "attribute" in kwargs or len(args) > first + 2:  # what is joined isn't known here
+        return args, kwargs
+    separator = kwargs.get("d", args[first + 1] if len(args) > first + 1 else "")
+    parts = [written(part) for part in args[first]]
+    return (*args[:first], parts, provenance.template_text(written(separator))), {}
 
 
 def _check_integers(values: tuple[Any, ...], what: str) -> None:
@@ -339,6 +302,8 @@ def _check_method(owner: str, name: str, arguments: tuple[Any, ...]) -> None:
     """Refuses methods of strings that make much of little."""
     if name in _REFUSED_METHODS:
         raise TextError(f"the method {name} isn't allowed in a chat template")
+    if name in _REVERSE_SEARCHES and arguments and size_of(arguments[0]) > MAX_REVERSE_NEEDLE:
+        raise TextError(f"{name} of more than {MAX_REVERSE_NEEDLE} characters isn't allowed")
     if name == "replace" and len(arguments) >= 2:
         _check_replace(owner, str(arguments[0]), str(arguments[1]))
     elif name == "join" and arguments:

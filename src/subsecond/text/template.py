@@ -7,15 +7,16 @@ a rendering is bounded (sandbox). A template is untrusted: it comes with a model
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subsecond.errors import ModelError, TextError
 from subsecond.text import messages as shapes
+from subsecond.text.budget import Budget
 from subsecond.text.messages import Message, check_mappings, check_messages
-from subsecond.text.sandbox import Budget, compiled
+from subsecond.text.provenance import Traced, joined, mask_of
+from subsecond.text.sandbox import compiled
 from subsecond.text.tokenizer import MAX_TEXT_BYTES, Tokenizer, check_text
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
@@ -31,6 +32,7 @@ _FAILURES = (
     AttributeError,
     RecursionError,
     MemoryError,
+    SyntaxError,  # Python's own: blocks nested too deeply, a break outside a loop
 )
 
 
@@ -70,20 +72,23 @@ class ChatTemplate:
         """The text of a conversation. Raises TextError, with the template's own message if it
         refuses the messages.
         """
+        return "".join(
+            self._render(
+                **variables,
+                messages=messages,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
+
+    def _render(self, **variables: Any) -> Traced:
+        """The rendering, with the origin of each character."""
         with self._lock:
             self._budget.restart()
-            return self._render(
-                **{
-                    **self._special_tokens,
-                    **variables,
-                    "messages": messages,
-                    "tools": tools,
-                    "documents": documents,
-                    "add_generation_prompt": add_generation_prompt,
-                }
-            )
+            return self._run({**self._special_tokens, **variables})
 
-    def _render(self, **variables: Any) -> str:
+    def _run(self, variables: dict[str, Any]) -> Traced:
         from jinja2.exceptions import TemplateError
 
         pieces: list[str] = []
@@ -107,7 +112,7 @@ class ChatTemplate:
             raise TextError(
                 f"the model's chat template failed on these messages: {reason}"
             ) from None
-        return "".join(pieces)
+        return joined(pieces)
 
     def encode(
         self,
@@ -127,8 +132,9 @@ class ChatTemplate:
         ones of the template. Raises TextError for messages that are malformed or that the template
         refuses, and for roles, tools, documents and variables that it doesn't know.
 
-        A control token's spelling inside a message is broken by a mark that occurs nowhere in the
-        messages; the mark is taken out again after the text was cut at the real control tokens.
+        Every text of the caller but the roles, which are names that the template knows, is traced
+        through the rendering. A control token counts only where the template wrote all of it, so
+        no way of gluing, replacing or recasing texts makes one of a caller's characters.
         """
         given: dict[str, Any] = {
             "messages": check_messages(messages),
@@ -140,35 +146,20 @@ class ChatTemplate:
         most_parts = shapes.most_parts(given["messages"])
         if most_parts > 0 and not self._parts_are_taken(min(most_parts, 2)):
             given["messages"] = shapes.joined(given["messages"])
-        texts = list(shapes.strings(list(given.values())))
-        breaker, end = shapes.unused_marks(texts, 2)
-        spellings = [s for s in tokenizer.control_tokens if any(s in text for text in texts)]
-        if spellings:
-            longest_first = sorted(spellings, key=len, reverse=True)
-            pattern = re.compile("|".join(map(re.escape, longest_first)))
-            given = shapes.mapped(
-                given,
-                lambda text: pattern.sub(lambda m: m[0][0] + breaker + m[0][1:], text),
-            )
+        (end,) = shapes.unused_marks(list(shapes.strings(given["messages"][-1])), 1)
         content = _mark_end(given["messages"][-1], end) if continue_final_message else ""
-        rendered = self.render(
-            given["messages"],
-            tools=given["tools"],
-            documents=given["documents"],
+        variables = {name: shapes.mapped(value, Traced) for name, value in given.items()}
+        for message, known in zip(variables["messages"], given["messages"], strict=True):
+            message["role"] = known["role"]
+        rendered = self._render(
+            **variables.pop("variables"),
+            **variables,
             add_generation_prompt=add_generation_prompt and not continue_final_message,
-            **given["variables"],
         )
         if continue_final_message:
             rendered = _cut_at(rendered, end, content)
-        if not spellings:
-            return tokenizer.encode(rendered, control=True, affixes=False)
         check_text(rendered, "the rendered conversation")
-        return tokenizer.encode_segments(
-            [
-                part.replace(breaker, "") if isinstance(part, str) else part
-                for part in tokenizer.split_control(rendered)
-            ]
-        )
+        return tokenizer.encode_segments(tokenizer.split_control(rendered, mask_of(rendered)))
 
     def _check_known(self, given: Mapping[str, Any]) -> None:
         """TextError for what the template would leave out without a word."""
@@ -238,7 +229,7 @@ def _mark_end(message: dict[str, Any], mark: str) -> str:
     return content
 
 
-def _cut_at(rendered: str, mark: str, content: str) -> str:
+def _cut_at(rendered: Traced, mark: str, content: str) -> Traced:
     """The text before `mark`; without the white space before it where the template trims."""
     place = rendered.rfind(mark)
     if place < 0 or content.strip() not in rendered:

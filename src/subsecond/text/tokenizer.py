@@ -24,6 +24,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 MAX_TEXT_BYTES = 1 << 20
 """Longest text that is tokenized: the library needs about 100 bytes of memory a byte of text."""
 
+LONG_TEXT_CHARACTERS = 4096
+"""From here on a text is tokenized such that other threads run meanwhile."""
+
+_ZEROS = re.compile(rb"\x00+")
+_SPACES = re.compile(r"\s*")
+
 SPACE_MARK = "\u2581"  # SentencePiece's visible space
 
 
@@ -137,40 +143,49 @@ class Tokenizer:
         added.
         """
         check_text(text)
+        if not control:
+            with self._lock, _encoding_errors():
+                encoding = self._encoding(text, affixes=affixes)
+            ids = list(encoding.ids)
+            if self._control_ids.intersection(ids):
+                added = encoding.special_tokens_mask
+                self._ordinary([i for i, affix in zip(ids, added, strict=True) if not affix])
+            return ids
         with self._lock, _encoding_errors():
-            if not control:
-                return list(self._library.encode(text, add_special_tokens=affixes).ids)
             self._library.encode_special_tokens = False
             try:
-                return list(self._library.encode(text, add_special_tokens=affixes).ids)
+                return list(self._encoding(text, affixes=affixes).ids)
             finally:
                 self._library.encode_special_tokens = True
 
-    def split_control(self, text: str) -> list[str | int]:
+    def split_control(self, text: str, mask: bytes | None = None) -> list[str | int]:
         """Cuts a text at the spellings of control tokens: ordinary texts, and the control tokens'
         ids.
 
-        A control token takes the white space beside it along if it is declared so.
+        mask: one byte a character; where it isn't 0 the character belongs to no control token. A
+        control token takes the white space beside it along if it is declared so.
         """
         if self._control_pattern is None:
             spellings = sorted(self.control_tokens, key=len, reverse=True)
-            self._control_pattern = re.compile("|".join(map(self._control_regex, spellings)))
+            self._control_pattern = re.compile("|".join(map(re.escape, spellings)))
         segments: list[str | int] = []
         place = 0
-        for match in self._control_pattern.finditer(text) if self.control_tokens else ():
-            found = match[0] if match[0] in self.control_tokens else match[0].strip()
-            segments += [text[place : match.start()], self.control_tokens[found]]
-            place = match.end()
+        runs = [(0, len(text))] if mask is None else [m.span() for m in _ZEROS.finditer(mask)]
+        for begin, end in runs if self.control_tokens else ():
+            for match in self._control_pattern.finditer(text, begin, end):
+                token_id = self.control_tokens[match[0]]
+                before, after = text[place : match.start()], match.end()
+                if self._added[token_id].lstrip:
+                    before = before.rstrip()
+                if self._added[token_id].rstrip:
+                    after = _SPACES.match(text, after).end()  # type: ignore[union-attr]
+                segments += [before, token_id]
+                place = max(place, after)
         return [*segments, text[place:]]
-
-    def _control_regex(self, spelling: str) -> str:
-        token = self._added[self.control_tokens[spelling]]
-        left, right = r"\s*" if token.lstrip else "", r"\s*" if token.rstrip else ""
-        return left + re.escape(spelling) + right
 
     def encode_segments(self, segments: Sequence[str | int]) -> list[int]:
         """Token ids of ordinary texts (str) between control tokens (int), as if they were one
-        text.
+        text. TextError if this tokenizer makes a control token of an ordinary text.
         """
         ids: list[int] = []
         for index, segment in enumerate(segments):
@@ -181,7 +196,24 @@ class Tokenizer:
             elif segment:
                 check_text(segment)
                 with self._lock, self._inside_text(), _encoding_errors():
-                    ids.extend(self._library.encode(segment, add_special_tokens=False).ids)
+                    inner = self._encoding(segment, affixes=False)
+                ids.extend(self._ordinary(list(inner.ids)))
+        return ids
+
+    def _encoding(self, text: str, *, affixes: bool) -> Any:
+        if len(text) < LONG_TEXT_CHARACTERS:
+            return self._library.encode(text, add_special_tokens=affixes)
+        # Unlike `encode`, this lets other threads of Python run meanwhile.
+        return self._library.encode_batch([text], add_special_tokens=affixes)[0]
+
+    def _ordinary(self, ids: list[int]) -> list[int]:
+        """`ids`, if none of them is a control token: a vocabulary may hold one as a plain entry."""
+        found = self._control_ids.intersection(ids)
+        if found:
+            raise TextError(
+                f"the model's tokenizer can't write {self.token(min(found))!r} as ordinary text: "
+                "its vocabulary holds only the control token; remove it from the text"
+            )
         return ids
 
     @contextmanager
@@ -212,6 +244,11 @@ class Tokenizer:
         spelling: str | None = self._library.id_to_token(token_id)
         return spelling
 
+    def _has(self, token_id: int) -> bool:
+        """Whether the id has an entry; what is no 32-bit unsigned integer has none."""
+        valid = isinstance(token_id, int) and 0 <= token_id < 1 << 32
+        return valid and self.token(token_id) is not None
+
     def token_id(self, spelling: str) -> int | None:
         """The id of a vocabulary entry, None if there is none."""
         found: int | None = self._library.token_to_id(spelling)
@@ -229,8 +266,14 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, as a continuation: a leading space is kept. Bad UTF-8 becomes
-        U+FFFD.
+        U+FFFD. TextError for an id without an entry in the vocabulary.
         """
+        for token_id in token_ids:
+            if not self._bytes_of_token.get(token_id) and not self._has(token_id):
+                raise TextError(
+                    f"token id {token_id!r} isn't in the tokenizer's vocabulary of "
+                    f"{self.vocab_size:,} entries"
+                )
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
 
     def _make_bytes(self, token_id: int) -> bytes:

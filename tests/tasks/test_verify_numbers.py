@@ -1,0 +1,147 @@
+"""`verify` finds what rewritten hashes hide: numbers that are none, and logits that are others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import tiny
+import xxhash
+
+from subsecond.formats import artifact, certificate
+from subsecond.formats.convert import convert
+from subsecond.formats.layout import FORMATS
+from subsecond.tasks import verify as verify_module
+from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.verify import Claim, verify
+
+NAN, INFINITY = b"\x00\x7e", b"\x00\xfc"  # fp16
+
+
+@pytest.fixture(scope="module", params=["int4", "int8", "bf16", "f32"])
+def certified(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose certificate has canaries."""
+    folder = tmp_path_factory.mktemp("certified")
+    tiny.write("qwen3", folder / "checkpoint", tokenizer=True)
+    return convert(
+        folder / "checkpoint", folder / "artifact", request.param, canaries=canaries_of
+    ).path
+
+
+@pytest.fixture
+def copy(certified: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(certified, tmp_path / "copy"))
+
+
+def rewrite(folder: Path, weights: bytes, change: Callable[[Any], object]) -> None:
+    """A consistent lie: other weights and canaries, and every hash as if they were true."""
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    for tensor in manifest["tensors"]:
+        span = weights[tensor["offset"] : tensor["offset"] + tensor["size"]]
+        tensor["xxh3"] = xxhash.xxh3_64_hexdigest(span)
+    (folder / artifact.WEIGHTS).write_bytes(weights)
+    path = folder / artifact.CERTIFICATE
+    record = certificate.decode(path.read_bytes())
+    record = msgspec.structs.replace(
+        record,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        canaries=[change(canary) for canary in record.canaries],
+    )
+    path.write_bytes(record.to_json())
+    for name in manifest["files"]:
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+def outcomes(folder: Path, kind: str) -> list[Claim]:
+    return [claim for claim in verify(folder, threads=1) if claim.kind == kind]
+
+
+def same(canary: certificate.Canary) -> certificate.Canary:
+    return canary
+
+
+def places(folder: Path) -> list[tuple[str, int, bytes]]:
+    """(tensor, offset in weights.bin, bytes that are no number) for each kind of number."""
+    tensors = artifact.open_artifact(folder).manifest.tensors
+    vector = next(t for t in tensors if t.kind == "vector")
+    matrix = [t for t in tensors if t.kind == "matrix"][-1]
+    last = matrix.offset + matrix.size - FORMATS[matrix.format].block_bytes
+    found = [(vector.name, vector.offset + 4, b"\x00\x00\xc0\x7f")]
+    if matrix.format == "f32":
+        found.append((matrix.name, last + 60, b"\x00\x00\x80\xff"))
+    elif matrix.format == "bf16":
+        found.append((matrix.name, last + 62, b"\x80\x7f"))
+    else:
+        found.append((matrix.name, last + 2 * 15, NAN))
+        found.append((matrix.name, last, INFINITY))
+    if matrix.format == "int4":
+        found.append((matrix.name, last + 32 + 2 * 15, NAN))
+    return found
+
+
+def test_a_number_that_is_none_is_found_behind_true_hashes(certified: Path, copy: Path) -> None:
+    weights = (certified / artifact.WEIGHTS).read_bytes()
+    rewrite(copy, weights, same)
+    assert [claim.outcome for claim in outcomes(copy, "finite")] == ["holds"]
+    for name, offset, bad in places(certified):
+        changed = weights[:offset] + bad + weights[offset + len(bad) :]
+        rewrite(copy, changed, same)
+        claims = [claim for claim in verify(copy, threads=1) if claim.kind != "canary"]
+        (refuted,) = [claim for claim in claims if claim.outcome != "holds"]
+        assert (refuted.kind, refuted.outcome) == ("finite", "refuted")
+        assert refuted.found == f"NaN or infinite in {name}"
+
+
+def test_integers_of_all_ones_are_numbers(certified: Path, copy: Path) -> None:
+    tensors = artifact.open_artifact(certified).manifest.tensors
+    matrix = next(t for t in tensors if t.kind == "matrix")
+    if matrix.format not in ("int4", "int8"):
+        return
+    weights = bytearray((certified / artifact.WEIGHTS).read_bytes())
+    start = matrix.offset + (64 if matrix.format == "int4" else 32)
+    weights[start : start + 256] = b"\xff" * 256
+    rewrite(copy, bytes(weights), same)
+    assert [claim.outcome for claim in outcomes(copy, "finite")] == ["holds"]
+
+
+def test_logits_of_the_same_build_are_the_same_bits(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (copy / artifact.WEIGHTS).read_bytes()
+    assert [claim.outcome for claim in outcomes(copy, "canary")] == ["holds"] * 3
+    replace = msgspec.structs.replace
+    rewrite(copy, weights, lambda canary: replace(canary, logits_xxh3="0" * 16))
+    claims = outcomes(copy, "canary")
+    assert {(claim.outcome, claim.found) for claim in claims} == {
+        ("refuted", "the logits' bits differ")
+    }
+    # Another build owes the numbers, not the bits.
+    monkeypatch.setattr(verify_module, "native_build", lambda: "another")
+    assert [claim.outcome for claim in outcomes(copy, "canary")] == ["holds"] * 3
+    rewrite(
+        copy,
+        weights,
+        lambda canary: replace(canary, best=[(token, 2 * x + 1) for token, x in canary.best]),
+    )
+    assert [claim.outcome for claim in outcomes(copy, "canary")] == ["undecided"] * 3
+    rewrite(copy, weights, lambda canary: replace(canary, best=[(10**6, 1.0)]))
+    assert [claim.outcome for claim in outcomes(copy, "canary")] == ["refuted"] * 3
+    # As certificates were before they had logits.
+    rewrite(copy, weights, lambda canary: replace(canary, logits_xxh3="", best=[], build=""))
+    assert [claim.outcome for claim in outcomes(copy, "canary")] == ["holds"] * 3
+
+
+def test_a_certificate_of_version_1_is_read(copy: Path) -> None:
+    record = json.loads((copy / artifact.CERTIFICATE).read_text())
+    record["version"] = 1
+    for canary in record["canaries"]:
+        del canary["logits_xxh3"], canary["best"], canary["build"]
+    assert certificate.decode(json.dumps(record).encode()).canaries[0].logits_xxh3 == ""
