@@ -17,7 +17,8 @@ from subsecond.models.size import Size
 BOOKKEEPING = frozenset(
     """
     _name_or_path _model_name_or_path _commit_hash _attn_implementation attn_implementation
-    architectures model_type auto_map trust_remote_code transformers_version torch_dtype dtype use_cache initializer_range
+    architectures model_type auto_map trust_remote_code transformers_version torch_dtype dtype
+    use_cache initializer_range
     initializer_factor bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
     decoder_start_token_id
     forced_bos_token_id forced_eos_token_id cls_token_id tokenizer_class prefix attention_dropout
