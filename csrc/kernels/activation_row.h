@@ -14,8 +14,8 @@ namespace subsecond {
 
 struct act_group {
     int8_t value[group_int];
-    float scale;  // the least power of two from absmax / 127 on; 0 for a group of zeros, NaN if the group holds a NaN
-                  // or an infinity
+    // The least power of two from absmax / 127 on; 0 for a group of zeros, NaN if the group holds a NaN or an infinity.
+    float scale;
     float scaled_sum;    // scale * sum(value): multiplies the int4 minimum
     int32_t offset_dot;  // -128 * sum(value): where an int8 accumulator starts, because q is stored with offset 128
 };

@@ -256,20 +256,22 @@ def test_an_interrupt_is_not_an_error_of_the_text(
 
 def test_a_long_text_is_tokenized_while_other_threads_run(byte_level: Tokenizer) -> None:
     class Watched:
-        """The library, noting which of its calls were used: `encode` holds Python's lock."""
+        """A tokenizer of the package, noting which of its calls were used: `encode` holds Python's
+        lock.
+        """
 
-        def __init__(self, library: Any) -> None:
-            self.library, self.used = library, set()
+        def __init__(self, real: Any) -> None:
+            self.real, self.used = real, set()
 
         def __getattr__(self, name: str) -> Any:
             self.used.add(name)
-            return getattr(self.library, name)
+            return getattr(self.real, name)
 
     tokenizer = Tokenizer(gguf_tokenizer.build(byte_level_metadata("smollm")))
     tokenizer._library = watched = Watched(tokenizer._library)
     for text in ("1" * 50_000, "the sky is blue, " * 5000, "".join(TEXTS) * 200):
         for affixes in (False, True):
-            expected = list(watched.library.encode(text, add_special_tokens=affixes).ids)
+            expected = list(watched.real.encode(text, add_special_tokens=affixes).ids)
             assert tokenizer.encode(text, affixes=affixes) == expected
     assert "encode_batch" in watched.used
     assert "encode" not in watched.used

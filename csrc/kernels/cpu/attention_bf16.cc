@@ -10,13 +10,6 @@
 namespace subsecond::SUBSECOND_ISA {
 namespace {
 
-uint16_t bf16_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // stays a NaN
-    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Which halves of a pair are in view: slots [lo, hi) of {0, 1}.
 uint32_t pair_mask(int64_t lo, int64_t hi) {
     return (lo <= 0 && hi > 0 ? 0x0000ffffu : 0u) | (lo <= 1 && hi > 1 ? 0xffff0000u : 0u);
@@ -54,7 +47,7 @@ struct DotBf16 {
     }
 };
 
-// bf16_of of 16 lanes, in the low halves.
+// To nearest even, in the low halves; a NaN stays one.
 SUBSECOND_INLINE __m512i bf16_lanes(f32x16 x) {
     const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -93,6 +86,13 @@ void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, 
 }
 
 #else
+
+uint16_t bf16_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // stays a NaN
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 
 struct DotBf16 {
     struct Stored {

@@ -8,29 +8,20 @@
 namespace subsecond::SUBSECOND_ISA {
 namespace {
 
-template <typename Dot, bool fetches, int R, int C>
-SUBSECOND_INLINE void accumulate_rows(f32x16 (&acc)[R][C], const uint8_t* a, int64_t a_stride, const uint8_t* b,
-                                      const uint8_t* ahead, int64_t b_stride, int64_t k_first, int64_t k_last) {
-    for (int64_t k = k_first; k < k_last; ++k) {
-        typename Dot::Stored stored[C];
-        for (int c = 0; c < C; ++c) {
-            stored[c] = Dot::load(b + k * b_stride + c * 64);
-            if constexpr (fetches) fetch(ahead + k * b_stride + c * 64);
-        }
-        for (int r = 0; r < R; ++r)
-            for (int c = 0; c < C; ++c) acc[r][c] = Dot::multiply(a + r * a_stride, k, stored[c], acc[r][c]);
-    }
-}
-
 // acc[r][c] += sum over k in [k_first, k_last) of a[r][k] * b[k][c], k in ascending order. Rows of a are a_stride
 // bytes apart, rows of b b_stride bytes. The bytes at `ahead`, if any, that correspond to those of b are fetched.
 template <typename Dot, int R, int C>
 SUBSECOND_INLINE void accumulate(f32x16 (&acc)[R][C], const uint8_t* a, int64_t a_stride, const uint8_t* b,
                                  const uint8_t* ahead, int64_t b_stride, int64_t k_first, int64_t k_last) {
-    if (ahead == nullptr)
-        accumulate_rows<Dot, false>(acc, a, a_stride, b, ahead, b_stride, k_first, k_last);
-    else
-        accumulate_rows<Dot, true>(acc, a, a_stride, b, ahead, b_stride, k_first, k_last);
+    for (int64_t k = k_first; k < k_last; ++k) {
+        typename Dot::Stored stored[C];
+        for (int c = 0; c < C; ++c) {
+            stored[c] = Dot::load(b + k * b_stride + c * 64);
+            fetch(ahead, k * b_stride + c * 64);
+        }
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) acc[r][c] = Dot::multiply(a + r * a_stride, k, stored[c], acc[r][c]);
+    }
 }
 
 // One step of the above in which only some of the slots that share a stored vector are in view.

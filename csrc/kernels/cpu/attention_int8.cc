@@ -102,7 +102,7 @@ static void score_columns(const uint8_t* query, const uint8_t* keys, const uint8
         for (int c = 0; c < C; ++c) {
             const int64_t at = j * quad_bytes + (first + c) * 64;
             stored[c] = _mm512_xor_si512(_mm512_loadu_si512(keys + at), offset);
-            fetch(ahead + at);
+            fetch(ahead, at);
         }
         for (int r = 0; r < R; ++r) {
             const __m512i q_high = broadcast_quad(a + r * stride + 4 * j);
@@ -139,7 +139,7 @@ static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* val
         for (int c = 0; c < C; ++c) {
             const int64_t at = (j * padded / lanes + first + c) * 64;
             stored[c] = _mm512_loadu_si512(values + at);
-            fetch(ahead + at);
+            fetch(ahead, at);
         }
         for (int r = 0; r < R; ++r) {
             const __m512i quad = broadcast_quad(p + r * p_stride + 4 * j);
@@ -198,7 +198,7 @@ static void score_columns(const uint8_t* query, const uint8_t* keys, const uint8
     for (int64_t j = 0; j < ceil_div(head_dim, 4); ++j) {
         const int64_t at = j * quad_bytes + first * 64;
         const Stored stored = load_stored(keys + at);
-        fetch(ahead + at);
+        fetch(ahead, at);
         for (int r = 0; r < R; ++r) {
             high[r] = accumulate_quads(high[r], stored, broadcast_quad(a + r * stride + 4 * j));
             low[r] = accumulate_quads(low[r], stored, broadcast_quad(a + r * stride + width + 4 * j));
@@ -234,7 +234,7 @@ static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* val
     for (int64_t j = span.lo / 4; j < ceil_div(span.hi, 4); ++j) {
         const int64_t at = (j * padded / lanes + first) * 64;
         const Stored stored = load_stored(values + at);
-        fetch(ahead + at);
+        fetch(ahead, at);
         plain = accumulate_quads(plain, stored, ones);
         for (int r = 0; r < R; ++r) acc[r] = accumulate_quads(acc[r], stored, broadcast_quad(p + r * p_stride + 4 * j));
     }
@@ -284,7 +284,7 @@ static void score_columns(const uint8_t* query, const uint8_t* keys, const uint8
         for (int i = 0; i < 4; ++i) acc[r][i] = _mm256_setzero_si256();
     for (int64_t j = 0; j < ceil_div(head_dim, 4); ++j) {
         const int64_t at = j * quad_bytes + first * 64;
-        fetch(ahead + at);
+        fetch(ahead, at);
         accumulate_quads<R>(acc, query + sizeof(query_header) + 8 * j, stride, keys + at);
     }
     for (int r = 0; r < R; ++r) {
@@ -311,7 +311,7 @@ static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* val
         for (int i = 0; i < 4; ++i) acc[r][i] = _mm256_setzero_si256();
     for (int64_t j = span.lo / 4; j < ceil_div(span.hi, 4); ++j) {
         const int64_t at = (j * padded / lanes + first) * 64;
-        fetch(ahead + at);
+        fetch(ahead, at);
         accumulate_quads<R>(acc, p + 8 * j, p_stride, values + at);
     }
     for (int r = 0; r < R; ++r) {
@@ -331,7 +331,6 @@ struct Int8Kernel {
     template <int R>
     static void scores(const uint8_t* query, const uint8_t* keys, const uint8_t* ahead, int64_t head_dim, int first,
                        int last, float* score) {
-        if (ahead == nullptr) ahead = keys;
         for (int c = first / score_vectors * score_vectors; c < last; c += score_vectors)
             score_columns<R, score_vectors>(query, keys, ahead, head_dim, c, score);
     }
@@ -361,7 +360,6 @@ struct Int8Kernel {
     template <int R>
     static void values(const uint8_t* p, const uint8_t* values, const uint8_t* ahead, int64_t padded, Span span,
                        float* out) {
-        if (ahead == nullptr) ahead = values;
         const int64_t vectors = padded / lanes;
         int64_t v = 0;
         for (; v + tile_columns <= vectors; v += tile_columns)

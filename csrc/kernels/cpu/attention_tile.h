@@ -116,7 +116,10 @@ SUBSECOND_INLINE float reduce_sum(const f32x16 (&x)[block_vectors]) {
     return reduce_add(add(add(x[0], x[1]), add(x[2], x[3])));
 }
 
-SUBSECOND_INLINE void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 3); }
+// `ahead` may be nullptr: nothing to fetch.
+SUBSECOND_INLINE void fetch(const uint8_t* ahead, int64_t at) {
+    if (ahead != nullptr) __builtin_prefetch(ahead + at, 0, 3);
+}
 
 // One tile of R rows over one block. `ahead` is a block to fetch meanwhile, or nullptr. A Kernel has
 //   tile_rows:  the most rows of a tile (at most 6)
