@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from subsecond.cli.inspect_command import _show
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FIGURES = re.compile(
     r"\[\d+ \+ \d+ tokens; first token \d+\.\d\d s after start; .*; peak memory \d+ MB"
@@ -21,20 +19,27 @@ FIGURES = re.compile(
 )
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], words: str, code: int = 2) -> None:
-    """One line on stderr that says what is wrong; no traceback."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("subsecond") and "error: " in last
-    assert re.search(words, last), last
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits, without seconds of measuring."""
+    from subsecond.bench import limits
+
+    known = limits.Limits(1, 1e10, 1e12, 1e12, 1e11)
+    monkeypatch.setattr(limits, "measure", lambda threads: known)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:
+    """Code 2, and nothing but one line on stderr that says what is wrong."""
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("subsecond: error: ")
+    assert re.search(words, line), line
 
 
 def test_generate_streams_the_answer_and_one_line_of_figures(run: Run, tiny_artifact: Path) -> None:
     done = run("generate", "the sky", "-m", str(tiny_artifact), "--max-tokens", "8", "--ignore-eos")
     assert done.returncode == 0
     assert done.stdout.endswith("\n")
-    assert len(done.stdout) > 4
     (line,) = done.stderr.strip().splitlines()
     assert FIGURES.fullmatch(line)
     assert " + 8 tokens" in line
@@ -126,29 +131,50 @@ def test_the_chat_template_is_used_unless_raw(inline: Run, tiny_artifact: Path) 
     assert plain["prompt_tokens"] < chat["prompt_tokens"] < system["prompt_tokens"]
 
 
-def test_a_seed_and_a_stop_string(inline: Run, tiny_artifact: Path) -> None:
-    common = (
-        "generate",
-        "x",
-        "-m",
-        str(tiny_artifact),
-        "--max-tokens",
-        "20",
-        "--json",
-        "--ignore-eos",
+FORMATTED = "<|begin|>user\nthe sky<|end|>\n<|begin|>assistant\n"  # by the tiny model's template
+
+
+def test_a_ready_formatted_prompt(inline: Run, tiny_artifact: Path) -> None:
+    common = ("-m", str(tiny_artifact), "--max-tokens", "8", "--ignore-eos", "--json")
+    chat = json.loads(inline("generate", "the sky", *common).stdout)
+    done = inline("generate", FORMATTED, "--control-tokens", *common)
+    formatted = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert formatted["prompt_tokens"] == chat["prompt_tokens"]
+    assert formatted["token_ids"] == chat["token_ids"]
+    both = inline("generate", FORMATTED, "--control-tokens", "--system", "x", *common)
+    assert_refused(both, "--system needs the chat template that --control-tokens turns off")
+
+
+@pytest.mark.parametrize("flags", [(), ("--raw",)])
+def test_control_tokens_that_are_read_as_text_are_named_once(
+    inline: Run, tiny_artifact: Path, flags: tuple[str, ...]
+) -> None:
+    common = ("-m", str(tiny_artifact), "--max-tokens", "2", "--json", *flags)
+    done = inline("generate", FORMATTED, *common)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "subsecond: warning: the prompt holds <|begin|>, which is read as ordinary text; "
+        "--control-tokens reads it as the control token\n"
     )
-    first = json.loads(inline(*common, "--temperature", "1", "--seed", "3").stdout)
-    again = json.loads(inline(*common, "--temperature", "1", "--seed", "3").stdout)
+    spelled = json.loads(done.stdout)["prompt_tokens"]
+    read = json.loads(inline("generate", FORMATTED, "--control-tokens", *common).stdout)
+    assert spelled > read["prompt_tokens"]
+    assert inline("generate", "begin <| end", *common).stderr == ""
+
+
+def test_a_seed_and_a_stop_string(inline: Run, tiny_artifact: Path) -> None:
+    common = ("generate", "x", "-m", str(tiny_artifact), "--max-tokens", "20", "--json")
+    common = (*common, "--ignore-eos", "--temperature", "1", "--seed", "3")
+    first, again = json.loads(inline(*common).stdout), json.loads(inline(*common).stdout)
     assert first["text"] == again["text"]
     stop = first["text"][4:6]
-    stopped = json.loads(
-        inline(*common, "--temperature", "1", "--seed", "3", "--stop", stop).stdout
-    )
+    stopped = json.loads(inline(*common, "--stop", stop).stdout)
     assert stopped["text"] == first["text"][: first["text"].find(stop)]
     assert stopped["finish_reason"] == "stop"
 
 
-def test_generating_imports_nothing_heavy(run: Run, tiny_artifact: Path) -> None:
+def test_generating_imports_nothing_heavy(tiny_artifact: Path) -> None:
     code = (
         "import sys; from subsecond.cli import main\n"
         f"assert main(['generate', 'x', '-m', {str(tiny_artifact)!r}, '--max-tokens', '3']) == 0\n"
@@ -204,6 +230,7 @@ def test_models_that_do_not_exist(inline: Run, arguments: list[str]) -> None:
     assert len(done.stderr) < 1100
 
 
+@pytest.mark.usefixtures("machine")
 def test_matrices_that_were_kept_on_their_grid_are_named(
     inline: Run, tiny_artifact: Path, tmp_path: Path
 ) -> None:
@@ -251,9 +278,8 @@ def test_a_damaged_artifact_is_named(inline: Run, tiny_artifact: Path, tmp_path:
     assert_refused(inline("generate", "x", "-m", str(copy)), "weights.bin")
 
 
-def test_convert_pull_and_inspect(
-    inline: Run, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("machine")
+def test_convert_pull_and_inspect(inline: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "made"
     done = inline("convert", str(tiny_checkpoint), "-o", str(out), "--weights", "int8", "--json")
     assert done.returncode == 0, done.stderr
@@ -272,12 +298,12 @@ def test_convert_pull_and_inspect(
     )  # layers, K and V, heads, head_dim, bf16
     assert shown["limit_tokens_per_s"] > shown["limit_tokens_per_s_full_context"] > 0
     assert shown["program"].startswith("program llama")
-    _show(shown, None, whole=True)
-    text = capfd.readouterr().out
-    assert "= attention(" in text
-    assert "speed limit" in text
-    _show(shown, None, whole=False)
-    assert "--program prints all" in capfd.readouterr().out
+    whole = inline("inspect", str(out), "--program").stdout
+    assert whole.endswith(shown["program"].strip() + "\n")
+    assert "speed limit" in whole
+    beginning = inline("inspect", str(out)).stdout
+    assert "--program prints all" in beginning
+    assert len(beginning) < len(whole)
 
 
 def test_chat_takes_turns_and_commands(run: Run, tiny_artifact: Path, tmp_path: Path) -> None:
@@ -303,13 +329,8 @@ def test_chat_takes_turns_and_commands(run: Run, tiny_artifact: Path, tmp_path: 
     assert "never read" not in done.stdout
 
 
-def test_bench_measures_beside_the_limits(
-    inline: Run, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from subsecond.bench import limits
-
-    machine = limits.Limits(1, 1e10, 1e12, 1e12, 1e11)
-    monkeypatch.setattr(limits, "measure", lambda threads: machine)
+@pytest.mark.usefixtures("machine")
+def test_bench_measures_beside_the_limits(inline: Run, tiny_artifact: Path) -> None:
     lengths = {"prompt": 8, "new": 4, "prefill": 16, "sequences": 2, "repetitions": 1}
     sizes = ["--threads", "1", *(f"--{name}={value}" for name, value in lengths.items())]
     result = json.loads(inline("bench", "-m", str(tiny_artifact), *sizes, "--json").stdout)
@@ -326,3 +347,23 @@ def test_bench_measures_beside_the_limits(
     )
     lengths = json.loads(done.stdout)["lengths"]
     assert (lengths["prompt"], lengths["new"], lengths["prefill"]) == (20, 20, 39)
+
+
+def test_an_alias_comes_before_a_folder_of_its_name(
+    run: Run, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m").symlink_to(tiny_artifact)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    done = run("inspect", "smollm2-135m", "--threads", "1", **offline)
+    assert done.returncode == 2  # the alias, which isn't here
+    first, last = done.stderr.splitlines()
+    assert first == (
+        "subsecond: warning: model smollm2-135m is the alias; what lies here under that name is "
+        "./smollm2-135m"
+    )
+    assert "smollm2-135m is not here yet" in last
+    done = run("inspect", "./smollm2-135m", "--threads", "1", "--json", **offline)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["vocab_size"] == 320

@@ -13,6 +13,7 @@ import pytest
 
 from subsecond.formats import artifact, certificate, files
 from subsecond.formats.convert import convert
+from subsecond.runtime import native
 from subsecond.tasks.canary import canaries_of
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -138,10 +139,8 @@ def test_impossible_canaries_are_refuted_not_run(inline: Run, copy: Path) -> Non
 
 
 def test_an_executor_that_is_not_here_leaves_a_difference_undecided(
-    inline: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Run, copy: Path
 ) -> None:
-    from subsecond.runtime import native
-
     first = certificate.decode((copy / artifact.CERTIFICATE).read_bytes()).canaries[0]
     absent = next(isa for isa in ("neon", "avx512") if isa not in native.host()["isas"])
     same = msgspec.structs.replace(first, executor=f"native {absent}, kv bf16")

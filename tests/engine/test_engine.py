@@ -9,6 +9,7 @@ from array import array
 from typing import Any
 
 import pytest
+from engine_at_rest import assert_nothing_held, idle
 from fake_runner import FakeRunner, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,15 +45,9 @@ def make_prompt(seed: int, length: int) -> list[int]:
 
 
 def run(engine: Engine) -> None:
-    while not engine.idle:
+    while not idle(engine):
         engine.step()
         assert check(snapshot(engine)) == []
-
-
-def assert_empty(engine: Engine) -> None:
-    engine.forget()
-    for pool in engine.pages.pools:
-        assert len(pool.free) == pool.size and pool.promised == 0
 
 
 def answer(request: Request, choice: int = 0) -> list[int]:
@@ -69,7 +64,7 @@ def test_one_text_equals_the_reference(groups: tuple[CacheGroup, ...], length: i
     run(engine)
     assert answer(request) == reference(prompt, 90, groups=groups)
     assert request.sequences[0].finish_reason == "length"
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 def test_a_stop_token_ends_the_text_and_is_its_last_token() -> None:
@@ -100,7 +95,7 @@ def test_n_texts_share_the_prompt_and_part_by_copy_on_write(
     assert (
         sum(call[0] for call in runner.calls[: -(-length // 48)]) == length
     )  # the prompt ran once
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 def test_decoding_alone_takes_several_steps_a_call_and_the_first_token_one() -> None:
@@ -148,7 +143,7 @@ def test_few_pages_delay_requests_but_all_finish() -> None:
     run(engine)
     for request in requests:
         assert answer(request) == reference(request.prompt, 60)
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +163,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(
     with pytest.raises(RequestError, match=r"\d+") as caught:
         engine.submit(make_request(make_prompt(0, length), max_tokens, n=n))
     assert caught.value.param == param
-    assert engine.idle
+    assert idle(engine)
 
 
 def test_a_failed_run_leaves_an_engine_that_can_go_on() -> None:
@@ -204,7 +199,7 @@ def test_a_request_with_broken_logits_fails_alone(fault: int, error: type[Except
     run(engine)
     assert answer(healthy) == reference([1], 20)
     assert healthy.error is None
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 def test_logprobs_belong_to_their_tokens() -> None:
@@ -245,7 +240,7 @@ def test_a_kept_text_is_not_computed_again(groups: tuple[CacheGroup, ...]) -> No
     engine.submit(third)
     run(engine)
     assert answer(third) == reference(branch, 20, groups=groups)
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 def test_another_request_shares_a_kept_text_and_leaves_it() -> None:
@@ -288,14 +283,13 @@ def test_logits_of_every_token_in_chunks() -> None:
     tokens = make_prompt(9, 150)
     out = memoryview(array("f", bytes(4 * 150 * 97)))
     engine.logits(tokens, out)
-    single = memoryview(array("f", bytes(4 * 97)))
     for length in (1, 8, 9, 150):
         fresh = Engine(FakeRunner(groups=GROUPS["both"], max_rows=4), context=512)
         whole = memoryview(array("f", bytes(4 * length * 97)))
         fresh.logits(tokens[:length], whole)
-        single = whole[(length - 1) * 97 :]
-        assert out[(length - 1) * 97 : length * 97].tolist() == single.tolist()
-    assert_empty(engine)
+        last = slice((length - 1) * 97, length * 97)
+        assert out[last].tolist() == whole[last].tolist()
+    assert_nothing_held(engine)
 
 
 @settings(max_examples=60, deadline=None)
@@ -357,7 +351,7 @@ def test_random_arrivals_and_cancels(
             assert got == expected[: len(got)]
             if sequence.finish_reason == "length":
                 assert got == expected
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 def test_an_interrupted_call_ends_after_its_step_and_loses_nothing() -> None:
@@ -377,7 +371,7 @@ def test_an_interrupted_call_ends_after_its_step_and_loses_nothing() -> None:
     assert request.sequences[0].generated > before + 2  # only that one call
     run(engine)
     assert answer(request) == reference(prompt, 60)
-    assert_empty(engine)
+    assert_nothing_held(engine)
 
 
 @pytest.mark.parametrize(("broken", "place"), [(0, 16), (3, 19)])
@@ -397,4 +391,4 @@ def test_logits_that_are_not_finite_name_the_first_position(broken: int, place: 
     with pytest.raises(RuntimeFailure, match=rf"after token {place} .*NaN or infinite.*kv='f32'"):
         engine.logits(make_prompt(1, 30), out)
     assert calls == [3]
-    assert_empty(engine)
+    assert_nothing_held(engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from engine_at_rest import idle
 from fake_runner import FakeRunner
 
 from subsecond.engine.engine import Engine
@@ -89,17 +90,27 @@ def wait_and_run(engine: Engine) -> None:
 
 
 DAMAGES = [
-    lose_a_page, free_twice, forget_a_reference, give_back_too_early, leave_a_hole,
-    compute_without_pages, break_a_promise, promise_too_little, keep_pages_after_the_end,
-    run_a_finished_request, lose_the_prompt, lose_a_logprob, wait_and_run,
-]  # fmt: skip
+    (lose_a_page, "group 0: page 5 is free and held, or neither"),
+    (free_twice, "group 0: a page is free twice"),
+    (forget_a_reference, "group 0: page 2 has 1 references, 2 holders"),
+    (give_back_too_early, "group 1: a page inside the window was given back"),
+    (leave_a_hole, "group 0: given back pages are not the first ones"),
+    (compute_without_pages, "group 0: computed positions without a page"),
+    (break_a_promise, "group 0: 12 pages are promised, requests hold 11"),
+    (promise_too_little, "group 0: 2 pages held, 1 promised"),
+    (keep_pages_after_the_end, "a finished sequence holds pages"),
+    (run_a_finished_request, "a finished request runs"),
+    (lose_the_prompt, "a sequence lost its prompt"),
+    (lose_a_logprob, "tokens without log probabilities"),
+    (wait_and_run, "a request waits and runs"),
+]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_noticed(damage: Callable[[Engine], None]) -> None:
+@pytest.mark.parametrize(("damage", "named"), DAMAGES)
+def test_damage_is_named(damage: Callable[[Engine], None], named: str) -> None:
     engine = running_engine()
     damage(engine)
-    assert check(snapshot(engine)) != []
+    assert named in check(snapshot(engine))
 
 
 def test_the_fake_model_notices_a_page_that_is_not_copied() -> None:
@@ -112,7 +123,7 @@ def test_the_fake_model_notices_a_page_that_is_not_copied() -> None:
             engine.pages._copy_page = lambda group, source, destination: None
         request = Request([5] * 70, SamplingParams(n=2), max_tokens=10, stop_ids=())
         engine.submit(request)
-        while not engine.idle:
+        while not idle(engine):
             engine.step()
         answers.append([sequence.tokens for sequence in request.sequences])
     assert answers[0] != answers[1]

@@ -46,7 +46,7 @@ class Tensor:
     ids=lambda value: f"{type(value).__name__} {value!r:.20}",
 )  # fmt: skip
 def test_ids_of_every_kind_become_plain_integers(ids: Any) -> None:
-    taken = check_token_ids(ids, 100)
+    taken = check_token_ids(ids, 4)
     assert taken == [1, 2, 3]
     assert {type(token_id) for token_id in taken} == {int}
 
@@ -63,6 +63,7 @@ def test_ids_of_every_kind_become_plain_integers(ids: Any) -> None:
         ([Tensor(True)], r"prompt\[0\] is True, a truth value"),
         (np.array([[1, 2]]), r"prompt\[0\] is a sequence, .*one dimension"),
         ([[1]], r"prompt\[0\] is a sequence"),
+        ({1}, "not a set"),
         ([1, 100], r"prompt\[1\] is 100, outside the vocabulary: token ids are 0 to 99"),
         ([np.int64(-1)], r"prompt\[0\] is np.int64\(-1\), outside the vocabulary"),
         ([None], r"prompt\[0\] is None; token ids are integers"),
@@ -115,20 +116,10 @@ def test_the_callers_lists_are_copied() -> None:
         ("presence_penalty", -1e-40, "presence_penalty is -1e-40, which float32"),
         ("repetition_penalty", 1e-45, "must be a number from 0.01 to 100, not 1e-45"),
         ("repetition_penalty", 0.0099, "must be a number from 0.01 to 100, not 0.0099"),
-        ("min_p", 1.5, "min_p must be a number from 0 to 1, not 1.5"),
-        ("seed", 2**64, "seed must be an integer from 0 to 18446744073709551615, not 184"),
-        ("seed", -1, "not -1"),
-        ("n", 1025, "n must be an integer from 1 to 1024, not 1025"),
-        ("stop", ["ok", ""], "stop must hold strings of 1 to 1024 characters, not ''"),
-        ("stop", "a\ud800", "not valid Unicode"),
-        ("logit_bias", {-1: 1.0}, "logit_bias has the token id -1; token ids are 0 to"),
-        ("stop_token_ids", [1.0], "stop_token_ids is 1.0, a float"),
     ],
     ids=lambda value: repr(value)[:24],
 )  # fmt: skip
-def test_values_that_the_runtime_cannot_hold_are_refused_at_once(
-    name: str, value: Any, message: str
-) -> None:
+def test_numbers_that_float32_cannot_hold_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         SamplingParams(**{name: value})
     assert caught.value.param == name

@@ -315,10 +315,14 @@ def test_quantized_weights_are_refused_with_the_fix() -> None:
         build(quantization_config={"quant_method": "gptq", "bits": 4})
 
 
-def test_yarn_stretches_the_context() -> None:
+@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "gpt2"])
+def test_yarn_stretches_the_context(family: str) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
-    assert build(rope_scaling=scaling).program.max_positions == 2048
-    scaling["original_max_position_embeddings"] = 64
+    assert build(family, rope_scaling=scaling).program.max_positions == 2048
+
+
+def test_yarn_never_shortens_the_context() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert build(rope_scaling=scaling).program.max_positions == 512
 
 

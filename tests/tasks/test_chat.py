@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_at_rest import idle
 
 from subsecond import LLM, Chat, RequestError, SamplingParams, TextError
 
@@ -78,7 +79,7 @@ def test_an_answer_that_is_closed_early_stays_as_far_as_it_came(llm: LLM) -> Non
     shown = next(pieces).text + next(pieces).text
     pieces.close()  # type: ignore[attr-defined]
     assert chat.messages[-1] == {"role": "assistant", "content": shown}
-    assert llm._parts.engine.idle
+    assert idle(llm._parts.engine)
 
 
 def test_a_conversation_that_no_longer_fits_is_refused_and_kept(llm: LLM) -> None:
@@ -91,13 +92,19 @@ def test_a_conversation_that_no_longer_fits_is_refused_and_kept(llm: LLM) -> Non
 
 
 @pytest.mark.parametrize(
-    "messages", [[], "x", [{"role": "user"}], [{"role": 1, "content": "x"}], None]
-)
-def test_malformed_messages_are_refused(llm: LLM, messages: Any) -> None:
+    "messages",
+    [
+        [], "x", [{"role": "user"}], [{"role": 1, "content": "x"}], None,
+        [{"role": "system", "content": [{"type": "text", "text": "x"}]}],
+    ],
+)  # fmt: skip
+def test_malformed_turns_are_not_loaded(llm: LLM, messages: Any) -> None:
+    chat = Chat(llm, system="s", params=PARAMS)
+    chat.send("a")
+    before = chat.saved()
     with pytest.raises(TextError):
-        llm.chat(messages)
-    with pytest.raises(TextError):
-        Chat(llm).load(messages)
+        chat.load(messages)
+    assert chat.saved() == before
 
 
 def test_an_empty_message_is_refused_and_changes_nothing(llm: LLM) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,14 @@ def test_a_bad_suggestion_matters_only_where_it_is_used(suggesting: Any) -> None
 
 def test_an_answer_has_a_bound_that_nobody_has_to_give(suggesting: Any) -> None:
     llm = suggesting()
-    object.__setattr__(llm._parts.engine.scheduler, "limits", _with_context(llm, 5000))
+    scheduler = llm._parts.engine.scheduler
+    scheduler.limits = replace(scheduler.limits, context=5000)
     assert DEFAULT_MAX_TOKENS == 1024
     for params in (None, NOTHING, SamplingParams(temperature=0.5)):
         assert llm.request([1] * 100, params).max_tokens == 1024
         assert llm.request([1] * 4900, params).max_tokens == 100
     assert llm.request([1], SamplingParams(min_tokens=2000)).max_tokens == 2000
     assert llm.request([1], SamplingParams(max_tokens=4999)).max_tokens == 4999
-
-
-def _with_context(llm: LLM, context: int) -> Any:
-    from dataclasses import replace
-
-    return replace(llm._parts.engine.scheduler.limits, context=context)
 
 
 def test_chat_and_generate_have_the_same_bound(suggesting: Any) -> None:

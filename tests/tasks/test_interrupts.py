@@ -14,12 +14,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from engine_at_rest import assert_nothing_held
 
 from subsecond import LLM, Chat, RuntimeFailure, SamplingParams
-from subsecond.engine import engine as engine_module
-from subsecond.engine import pages, scheduler
+from subsecond.engine import engine, pages, plan_writer, scheduler
 from subsecond.engine.invariants import check, snapshot
-from subsecond.tasks import shared as shared_module
+from subsecond.tasks import shared
 
 FEW = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -55,12 +55,12 @@ def test_an_interrupt_after_the_lock_was_taken_leaves_it_free(llm: LLM, blocking
         list(llm.stream("x", FEW))
     llm._shared._lock = lock
     assert answered_elsewhere(llm) == list(llm.generate("the sky", FEW)[0].token_ids)
-    assert_nothing_held(llm)
+    assert_nothing_held(llm._parts.engine)
 
 
 def test_every_line_of_the_engine_may_be_interrupted(llm: LLM) -> None:
     """The interrupt comes at one line after the other, of all that runs under the lock."""
-    files = {engine_module.__file__, pages.__file__, scheduler.__file__, shared_module.__file__}
+    files = {module.__file__ for module in (engine, pages, plan_writer, scheduler, shared)}
     prompt = llm.encode("the sky is high and wide")
     expected = list(llm.generate([prompt], FEW)[0].token_ids)
     calls: list[Callable[[], object]] = [
@@ -78,7 +78,7 @@ def test_every_line_of_the_engine_may_be_interrupted(llm: LLM) -> None:
                 assert list(llm.generate([prompt], FEW)[0].token_ids) == expected
         assert line > 50
         assert answered_elsewhere(llm) == list(llm.generate("the sky", FEW)[0].token_ids)
-        assert_nothing_held(llm)
+        assert_nothing_held(llm._parts.engine)
 
 
 def test_an_interrupted_turn_keeps_what_was_computed(llm: LLM) -> None:
@@ -117,7 +117,7 @@ def test_an_interrupted_step_fails_the_texts_of_other_threads_aloud(llm: LLM) ->
     del llm._parts.engine.runner.run  # type: ignore[method-assign]
     with pytest.raises(RuntimeFailure, match="was interrupted; ask again"):
         list(other)
-    assert_nothing_held(llm)
+    assert_nothing_held(llm._parts.engine)
 
 
 def interrupted_at(line: int, files: set[str], call: Callable[[], object]) -> bool:
@@ -167,13 +167,3 @@ def answered_elsewhere(llm: LLM) -> list[int]:
     thread.join(60)
     assert answers, "the lock is held"
     return answers[0]
-
-
-def assert_nothing_held(llm: LLM) -> None:
-    engine = llm._parts.engine
-    assert engine.idle
-    engine.forget()
-    assert [(pool.size - len(pool.free), pool.promised) for pool in engine.pages.pools] == [
-        (0, 0) for _ in engine.pages.pools
-    ]
-    assert check(snapshot(engine)) == []

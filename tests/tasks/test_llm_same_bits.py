@@ -77,29 +77,29 @@ def test_the_default_model_has_same_bits(real_artifact: Path) -> None:
 
 def plant_wrong_position(llm: LLM) -> None:
     """The second sequence of a batch is one position late."""
-    engine = llm._parts.engine
-    place = engine._place
+    plan = llm._parts.engine.plan
+    place = plan.set_sequence
 
-    def wrong(index: int, tokens: list[int], **rest: Any) -> None:
+    def wrong(index: int, tokens: Sequence[int], **rest: Any) -> None:
         place(index, tokens, **rest)
         if index == 1:
-            engine._position[index] += 1
+            plan.position[index] += 1
 
-    engine._place = wrong  # type: ignore[method-assign]
+    plan.set_sequence = wrong  # type: ignore[method-assign]
 
 
 def plant_foreign_page(llm: LLM) -> None:
     """The second sequence reads the first one's oldest page, once it no longer writes there."""
-    engine = llm._parts.engine
-    run = engine.runner.run
+    plan, runner = llm._parts.engine.plan, llm._parts.engine.runner
+    run = runner.run
 
     def wrong(tokens: int, sequences: int, rows: int, max_steps: int) -> int:
-        stride = engine.runner.max_pages_per_sequence
-        if sequences > 2 and engine._position[1] >= 64 and engine._position[2] >= 64:
-            engine._tables[0][stride] = engine._tables[0][2 * stride]
+        stride = runner.max_pages_per_sequence
+        if sequences > 2 and plan.position[1] >= 64 and plan.position[2] >= 64:
+            plan.tables[0][stride] = plan.tables[0][2 * stride]
         return run(tokens, sequences, rows, max_steps)
 
-    engine.runner.run = wrong  # type: ignore[method-assign]
+    runner.run = wrong  # type: ignore[method-assign]
 
 
 def plant_last_place(llm: LLM) -> None:

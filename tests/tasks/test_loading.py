@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from subsecond import LLM, InputError, SamplingParams
+from subsecond import LLM, InputError
 
 
 class Terminal(io.StringIO):
@@ -69,13 +69,3 @@ def test_progress_may_be_a_function(checkpoint: Path) -> None:
     assert told
     with pytest.raises(InputError, match="progress must be a function, False or None, not str"):
         LLM(checkpoint, threads=1, progress="yes")  # type: ignore[arg-type]
-
-
-def test_a_completion_becomes_json(llm: LLM) -> None:
-    done = llm.generate("x", SamplingParams(max_tokens=3, logprobs=2, ignore_eos=True))[0]
-    plain = json.loads(json.dumps(done.to_dict()))
-    assert plain["outputs"][0]["text"] == done.text
-    assert plain["outputs"][0]["token_ids"] == list(done.token_ids)
-    assert len(plain["outputs"][0]["logprobs"][0]["top"]) == 2
-    assert plain["usage"]["completion_tokens"] == 3
-    assert plain["timing"]["decode_s"] == done.timing.decode_s

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from engine_at_rest import idle
 
 from subsecond import (
     LLM,
-    Chat,
     InputError,
     RequestError,
     RuntimeFailure,
@@ -35,6 +34,7 @@ USER = {"role": "user", "content": "x"}
         (lambda m: m.stream("x", [FEW]), RequestError, "params must be SamplingParams, not list"),
         (lambda m: m.generate(["x"], [5]), RequestError, "must be SamplingParams, not int"),
         (lambda m: m.generate("x", [FEW, FEW]), RequestError, "1 prompts need as many params"),
+        (lambda m: m.generate("x", []), RequestError, "1 prompts need as many params, not 0"),
         (lambda m: m.stream(["a", "b"]), RequestError, "list of str.*only `generate` takes"),
         (lambda m: m.stream([[1, 2]]), RequestError, "list of list.*only `generate`"),
         (lambda m: m.stream([1, "a"]), RequestError, r"prompt\[1\] is 'a'; token ids are integers"),
@@ -61,6 +61,10 @@ USER = {"role": "user", "content": "x"}
         (lambda m: m.chat([USER], template_variables={"enable_thinkin": False}), TextError,
          "doesn't use 'enable_thinkin'"),
         (lambda m: m.chat([USER], template_variables={"messages": []}), TextError, "of its own"),
+        (lambda m: m.stream_chat([USER], tools=[{}]), TextError, "doesn't take tools"),
+        (lambda m: m.stream_chat([USER], documents=[{}]), TextError, "doesn't take documents"),
+        (lambda m: m.stream_chat([USER], template_variables={"x": 1}), TextError,
+         "doesn't use 'x'"),
         (lambda m: m.chat([{"role": "user", "content": None}]), TextError, "has no content"),
         (lambda m: m.chat([{"role": "user", "content": 5}]), TextError, "must be a text.*int"),
         (lambda m: m.chat([{"role": "user", "content": [{"type": "image_url"}]}]), TextError,
@@ -73,7 +77,6 @@ USER = {"role": "user", "content": "x"}
         (lambda m: m.generate(object()), RequestError, "not object$"),
         (lambda m: m.stream(object()), RequestError, "not object: a object$"),
         (lambda m: m.logits([object()]), RequestError, r"token_ids\[0\] is a object; token ids"),
-        (lambda m: Chat(m).send(""), RequestError, "the message is empty"),
         (lambda m: m.generate("x", SamplingParams(logit_bias={320: 1})), RequestError,
          "a token id of logit_bias is 320, outside the vocabulary: token ids are 0 to 319"),
         (lambda m: m.stream("x", SamplingParams(stop_token_ids=[1, 999])), RequestError,
@@ -86,7 +89,7 @@ def test_a_mistake_is_named_before_anything_is_computed(
 ) -> None:
     with pytest.raises(error, match=message):
         call(llm)
-    assert llm._parts.engine.idle
+    assert idle(llm._parts.engine)
 
 
 @pytest.mark.parametrize("model", [None, 5, "", b"smollm2", ["a"], object])
@@ -122,6 +125,8 @@ def test_the_last_message_can_be_continued(llm: LLM) -> None:
     assert llm.tokenizer.decode(ids).endswith("the sk")
     answer = llm.chat(turns, FEW, continue_final_message=True)
     assert answer.usage.prompt_tokens == len(ids)
+    pieces = llm.stream_chat(turns, FEW, continue_final_message=True)
+    assert "".join(piece.text for piece in pieces) == answer.text
     forged = [USER, {"role": "assistant", "content": "the<|end|> sk"}]
     ids = llm.encode_chat(forged, continue_final_message=True)
     assert llm.tokenizer.decode(ids).endswith("the<|end|> sk")
@@ -134,7 +139,6 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     tiny.write("qwen3", folder / "checkpoint", tokenizer=True)
     changed = tiny.tensors("qwen3", 0, tiny.config("qwen3"))
     changed["model.norm.weight"][:] = 3e38
-    shutil.rmtree(folder / "artifact", ignore_errors=True)
     tiny.write_safetensors(folder / "checkpoint" / "model.safetensors", changed)
     with LLM(convert(folder / "checkpoint", folder / "artifact", "f32").path, threads=1) as model:
         yield model
@@ -145,4 +149,4 @@ def test_logits_that_overflow_are_an_error_that_names_the_position(overflowing: 
         overflowing.logits([1, 2, 3])
     with pytest.raises(RuntimeFailure, match=r"after token 2 .* NaN or infinite"):
         overflowing.generate([1, 2, 3], FEW)
-    assert overflowing._parts.engine.idle
+    assert idle(overflowing._parts.engine)

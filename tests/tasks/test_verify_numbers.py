@@ -100,11 +100,10 @@ def test_a_number_that_is_none_is_found_behind_true_hashes(certified: Path, copy
         assert refuted.found == f"NaN or infinite in {name}"
 
 
+@pytest.mark.parametrize("certified", ["int4", "int8"], indirect=True)
 def test_integers_of_all_ones_are_numbers(certified: Path, copy: Path) -> None:
     tensors = artifact.open_artifact(certified).manifest.tensors
     matrix = next(t for t in tensors if t.kind == "matrix")
-    if matrix.format not in ("int4", "int8"):
-        return
     weights = bytearray((certified / artifact.WEIGHTS).read_bytes())
     start = matrix.offset + (64 if matrix.format == "int4" else 32)
     weights[start : start + 256] = b"\xff" * 256
@@ -112,6 +111,7 @@ def test_integers_of_all_ones_are_numbers(certified: Path, copy: Path) -> None:
     assert [claim.outcome for claim in outcomes(copy, "finite")] == ["holds"]
 
 
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
 def test_logits_of_the_same_build_are_the_same_bits(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +139,30 @@ def test_logits_of_the_same_build_are_the_same_bits(
     assert [claim.outcome for claim in outcomes(copy, "canary")] == ["holds"] * 3
 
 
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
+def test_other_tokens_of_another_build_are_undecided_where_the_logits_are_near(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, replace = (copy / artifact.WEIGHTS).read_bytes(), msgspec.structs.replace
+
+    def other(canary: certificate.Canary) -> certificate.Canary:
+        tokens = [*canary.answer[:4], canary.answer[4] ^ 1, *canary.answer[5:]]
+        return replace(canary, answer=tokens, logits_xxh3="0" * 16)
+
+    def found() -> set[tuple[str, str]]:
+        return {(claim.outcome, claim.found) for claim in outcomes(copy, "canary")}
+
+    rewrite(copy, weights, other)
+    assert found() == {("refuted", "token 5 differs")}
+    monkeypatch.setattr(verify_module, "native_build", lambda: "another")
+    assert found() == {("undecided", "this is another build, and token 5 differs")}
+    # Roundings don't explain tokens after logits that are far away, or of no such token.
+    for best in ([(5, 1e3)], [(10**6, 1.0)], []):
+        rewrite(copy, weights, lambda canary, best=best: replace(canary, best=best))
+        assert found() == {("refuted", "token 5 differs")}
+
+
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
 def test_a_certificate_of_version_1_is_read(copy: Path) -> None:
     record = json.loads((copy / artifact.CERTIFICATE).read_text())
     record["version"] = 1

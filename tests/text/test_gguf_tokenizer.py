@@ -109,9 +109,12 @@ def test_pre_tokenizers_cut_differently() -> None:
 def test_user_defined_tokens_are_text_and_control_tokens_are_not() -> None:
     tokenizer = Tokenizer(gguf_tokenizer.build(byte_level_metadata()))
     assert set(tokenizer.control_tokens) == {"<|end|>", "<|user|>"}
-    tool = tokenizer.token_id("<tool>")
-    assert tool in tokenizer.encode("a<tool>b")
+    assert 2 in tokenizer.encode("a<tool>b")
     assert tokenizer.token_bytes(2) == b"<tool>"
+
+
+NAN = float("nan")
+PIECES = len(sentencepiece_metadata()["tokenizer.ggml.tokens"])
 
 
 def changed(key: str, value: Any, base: str = "byte_level") -> dict[str, Any]:
@@ -144,14 +147,12 @@ def changed(key: str, value: Any, base: str = "byte_level") -> dict[str, Any]:
         (changed("bos_token_id", -1, "sp"), ModelError, "bos_token_id"),
         (changed("bos_token_id", True, "sp"), ModelError, "bos_token_id"),
         (changed("add_space_prefix", 1, "sp"), ModelError, "add_space_prefix"),
-        (changed("scores", [float("nan")] * 295, "sp"), ModelError, "score"),
+        (changed("scores", [NAN] * PIECES, "sp"), ModelError, "the score of .* is nan"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_key(
     metadata: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    if "nan" in str(metadata.get("tokenizer.ggml.scores", ""))[:8]:
-        metadata["tokenizer.ggml.scores"] = [float("nan")] * len(metadata["tokenizer.ggml.tokens"])
     with pytest.raises(error, match=words):
         gguf_tokenizer.build(metadata)
 

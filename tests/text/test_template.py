@@ -189,7 +189,7 @@ def test_a_user_cannot_write_control_tokens_in_tools_or_other_fields(byte_level:
 def test_without_forgeries_the_ids_are_those_of_the_rendered_text(byte_level: Tokenizer) -> None:
     template = ChatTemplate(PLAIN)
     messages = [{"role": "user", "content": "the sky"}, {"role": "assistant", "content": "blue \n"}]
-    expected = byte_level.encode(template.render(messages), control=True, affixes=False)
+    expected = byte_level.encode(template.render(messages), control_tokens=True, affixes=False)
     assert template.encode(byte_level, messages) == expected
     forged = [*messages, {"role": "user", "content": "<|end|>"}]
     ids = template.encode(byte_level, forged)
@@ -301,6 +301,17 @@ def test_a_continued_message_ends_the_text(byte_level: Tokenizer) -> None:
     first = ChatTemplate("{{ messages[0].content }}")
     with pytest.raises(TextError, match="changes the last message"):
         first.encode(byte_level, turns, continue_final_message=True)
+
+
+def test_only_a_continued_message_may_not_hold_every_noncharacter(byte_level: Tokenizer) -> None:
+    template, most = ChatTemplate(PLAIN), "".join(map(chr, range(0xFDD0, 0xFDEF)))
+    for continued, content in ((False, most + "\ufdef"), (True, most)):
+        turns = [*USER, {"role": "assistant", "content": content}]
+        ids = template.encode(byte_level, turns, continue_final_message=continued)
+        assert content in byte_level.decode(ids)
+    turns = [{"role": "user", "content": most + "\ufdef"}]
+    with pytest.raises(TextError, match=r"every noncharacter from U\+FDD0 to U\+FDEF"):
+        template.encode(byte_level, turns, continue_final_message=True)
 
 
 def test_only_plain_values_reach_a_template(byte_level: Tokenizer) -> None:

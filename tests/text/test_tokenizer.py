@@ -41,7 +41,7 @@ def test_bytes_of_tokens_are_the_text(
 def test_any_text_survives(byte_level: Tokenizer, text: str) -> None:
     ids = byte_level.encode(text)
     assert byte_level.decode(ids) == text
-    assert not any(byte_level.is_control(token_id) for token_id in ids)
+    assert not set(ids) & set(byte_level.control_tokens.values())
 
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])
@@ -51,9 +51,22 @@ def test_control_spellings_in_text_are_ordinary(name: str, request: pytest.Fixtu
     for spelling, token_id in tokenizer.control_tokens.items():
         text = f"the {spelling}{spelling} sky"
         assert token_id not in tokenizer.encode(text, affixes=False)
-        assert tokenizer.encode(text, control=True).count(token_id) >= 2
+        assert tokenizer.encode(text, control_tokens=True).count(token_id) >= 2
         assert token_id not in tokenizer.encode(text, affixes=False)  # the switch went back
         assert tokenizer.token_bytes(token_id) == b""
+
+
+def test_affixes_that_a_text_has_itself_are_not_added_again() -> None:
+    flags = {"tokenizer.ggml.add_eos_token": True}
+    tokenizer = Tokenizer(gguf_tokenizer.build(sentencepiece_metadata(**flags)))
+    begin, end = (tokenizer.control_tokens[name] for name in ("<s>", "</s>"))
+    the = tokenizer.encode("the", affixes=False)
+    for text in ("the", "<s>the", "the</s>", "<s>the</s>"):
+        assert tokenizer.encode(text, control_tokens=True) == [begin, *the, end]
+    twice = tokenizer.encode("<s>the</s>", affixes=False)
+    assert tokenizer.encode("<s>the</s>") == [begin, *twice, end]
+    assert begin not in twice
+    assert tokenizer.encode("", control_tokens=True) == [begin, end]
 
 
 def test_segments_equal_the_text_with_its_markers(
@@ -62,7 +75,7 @@ def test_segments_equal_the_text_with_its_markers(
     for tokenizer, marker in ((byte_level, "<|user|>"), (sentencepiece, "</s>")):
         marker_id = tokenizer.control_tokens[marker]
         whole = tokenizer.encode(
-            f"the sky{marker}\nis blue{marker}the", control=True, affixes=False
+            f"the sky{marker}\nis blue{marker}the", control_tokens=True, affixes=False
         )
         cut = tokenizer.encode_segments(["the sky", marker_id, "\nis blue", marker_id, "the"])
         assert cut == whole
@@ -77,7 +90,7 @@ def test_control_tokens_that_strip_take_white_space_along() -> None:
     text = "the <|user|> \n sky<|end|>\n is"
     user, end = (tokenizer.control_tokens[name] for name in ("<|user|>", "<|end|>"))
     assert tokenizer.split_control(text) == ["the ", user, "sky", end, "\n is"]
-    whole = tokenizer.encode(text, control=True, affixes=False)
+    whole = tokenizer.encode(text, control_tokens=True, affixes=False)
     assert tokenizer.encode_segments(tokenizer.split_control(text)) == whole
 
 
@@ -89,7 +102,7 @@ def test_metaspace_marks_only_the_first_word_of_segments() -> None:
     }  # fmt: skip
     tokenizer = Tokenizer(json.dumps(document))
     end = tokenizer.control_tokens["</s>"]
-    whole = tokenizer.encode("the</s>the sky", control=True, affixes=False)
+    whole = tokenizer.encode("the</s>the sky", control_tokens=True, affixes=False)
     assert tokenizer.encode_segments(["the", end, "the sky"]) == whole
     assert tokenizer.encode_segments(["the"]) == tokenizer.encode("the", affixes=False)
 
@@ -130,14 +143,15 @@ def test_an_unknown_decoder_is_refused_by_name() -> None:
 
 def test_threads_share_a_tokenizer(byte_level: Tokenizer) -> None:
     expected = {
-        control: byte_level.encode("the<|user|>sky", control=control) for control in (False, True)
+        control: byte_level.encode("the<|user|>sky", control_tokens=control)
+        for control in (False, True)
     }
     assert expected[False] != expected[True]
     wrong: list[bool] = []
 
     def work(control: bool) -> None:
         for _ in range(200):
-            if byte_level.encode("the<|user|>sky", control=control) != expected[control]:
+            if byte_level.encode("the<|user|>sky", control_tokens=control) != expected[control]:
                 wrong.append(control)
 
     threads = [threading.Thread(target=work, args=(index % 2 == 0,)) for index in range(4)]
@@ -216,6 +230,25 @@ def test_an_expression_that_explodes_is_refused_before_the_library_prints_its_pa
             "a" * 40 + "!"
         )
     assert capfd.readouterr().err == ""
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    regex = {"Regex": pattern}
+    return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a", "a)", "*", "\\", "[]", "(?"])
+def test_a_mistake_in_an_expression_is_a_model_error(pattern: str) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        Tokenizer(_document(pre_tokenizer=_split(pattern)))
+
+
+@pytest.mark.parametrize("pattern", ["{", "a{", "a{,}"])
+def test_braces_that_repeat_nothing_are_characters(pattern: str) -> None:
+    byte_level = json.loads(_document())["pre_tokenizer"]
+    steps = {"type": "Sequence", "pretokenizers": [_split(pattern), byte_level]}
+    tokenizer = Tokenizer(_document(pre_tokenizer=steps))
+    assert tokenizer.decode(tokenizer.encode("xa{,}x")) == "xa{,}x"
 
 
 def test_errors_and_panics_of_the_library_are_text_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,9 +116,9 @@ SUBSECOND_INLINE float reduce_sum(const f32x16 (&x)[block_vectors]) {
     return reduce_add(add(add(x[0], x[1]), add(x[2], x[3])));
 }
 
-// `ahead` may be nullptr: nothing to fetch.
+// `ahead` may be nullptr: nothing to fetch. A block and the next together fill a first-level cache: so into the second.
 SUBSECOND_INLINE void fetch(const uint8_t* ahead, int64_t at) {
-    if (ahead != nullptr) __builtin_prefetch(ahead + at, 0, 3);
+    if (ahead != nullptr) fetch_to_l2(ahead + at);
 }
 
 // One tile of R rows over one block. `ahead` is a block to fetch meanwhile, or nullptr. A Kernel has
@@ -156,9 +156,7 @@ static void attend_rows(const void* query, int64_t rows, const void* block, cons
     const uint8_t* q = static_cast<const uint8_t*>(query);
     const uint8_t* stored = static_cast<const uint8_t*>(block);
     const int64_t stride = Kernel::query_bytes(head_dim), padded = head_dim_padded(head_dim);
-    // The hardware fetches a neighbour faster than we can, and is disturbed by our help.
     const uint8_t* ahead = static_cast<const uint8_t*>(next);
-    if (ahead == stored + 2 * Kernel::part_bytes(padded)) ahead = nullptr;
     for (int64_t r = 0; r < rows;) {
         const int64_t left = rows - r;
         // Two even tiles at the end rather than a full one and a sliver.

@@ -22,7 +22,8 @@ from subsecond.engine.request import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.artifact import open_artifact
 from subsecond.formats.locate import locate
-from subsecond.tasks.generate import LLM, Progress
+from subsecond.formats.progress import Progress
+from subsecond.tasks.generate import LLM
 
 FIRST_ID = 256  # prompts avoid the lowest ids, where control tokens are
 STRIDE = 7919  # a prime: consecutive ids of a prompt lie far apart in the embedding table

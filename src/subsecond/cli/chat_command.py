@@ -15,6 +15,7 @@ from dataclasses import replace
 from subsecond.cli import console, interrupt
 from subsecond.cli.chat_session import Session
 from subsecond.cli.options import Chat, model_given, sampling_given
+from subsecond.cli.stored import say_where
 from subsecond.engine.request import DEFAULT_MAX_TOKENS, SamplingParams
 from subsecond.errors import InputError, SubsecondError, TextError
 from subsecond.formats import cache
@@ -36,9 +37,7 @@ def run(options: Chat) -> int:
     with interrupt.watched(console.note), TerminalProgress() as progress:
         llm = LLM(**model_given(options), max_sequences=1, progress=progress)
     if progress.converted:
-        from subsecond.cli.stored import say_where
-
-        say_where(options.model, options.weights)
+        say_where(llm.artifact)
     with llm:
         session = _session(llm, options, params)
         if not sys.stdin.isatty():

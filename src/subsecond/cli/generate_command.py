@@ -8,6 +8,7 @@ from typing import Any
 
 from subsecond.cli import console
 from subsecond.cli.options import Generate, model_given, sampling_given
+from subsecond.cli.stored import kept_line, say_where
 from subsecond.engine.request import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
@@ -19,9 +20,10 @@ TOKENS_A_STEP = 512  # of a prompt, computed at once; each of n texts takes one
 
 def run(options: Generate) -> int:
     """Exit code 0; errors are exceptions."""
-    if options.raw and options.system is not None:
+    if (options.raw or options.control_tokens) and options.system is not None:
+        flag = "--raw" if options.raw else "--control-tokens"
         raise InputError(
-            "--system needs the chat template that --raw turns off; leave one of them out"
+            f"--system needs the chat template that {flag} turns off; leave one of them out"
         )
     if options.logprobs is not None and not options.json:
         raise InputError("--logprobs are shown with --json only; add it, or leave --logprobs out")
@@ -37,11 +39,10 @@ def run(options: Generate) -> int:
             progress=progress,
         )
     if progress.converted:
-        from subsecond.cli.stored import say_where
-
-        say_where(options.model, options.weights)
-    if options.weights is not None:
-        _say_what_was_kept(options)
+        say_where(llm.artifact)
+    # --weights is a choice for matrices that lie on no grid yet; a line says where they do.
+    if options.weights is not None and (kept := kept_line(llm.artifact, llm.program)):
+        console.note(f"subsecond: {kept}")
     with llm:
         request = llm.request(_ids(llm, prompt, options), params)
         answers = Answers(params.n, (lambda text: None) if options.json else console.write)
@@ -69,10 +70,18 @@ def _prompt(options: Generate) -> str:
 
 def _ids(llm: LLM, prompt: str, options: Generate) -> list[int]:
     """The prompt's token ids, in the chat template where there is one."""
+    if options.control_tokens:
+        return llm.encode(prompt, control_tokens=True)
     chat = llm.has_chat_template and not options.raw
     if options.system is not None and not chat:
         raise InputError("--system needs a chat template, and this model has none")
     ids = llm.encode(prompt)
+    spelled = next((own for own in llm.tokenizer.control_tokens if own in prompt), None)
+    if spelled is not None:
+        console.warn(
+            f"the prompt holds {spelled}, which is read as ordinary text; --control-tokens reads "
+            "it as the control token"
+        )
     if not chat:
         return ids
     messages = [{"role": "user", "content": prompt}]
@@ -91,19 +100,6 @@ def _cut(answers: Answers, max_tokens: int | None, prompt_tokens: int, context: 
     if prompt_tokens + max(lengths) >= context:
         return "context full"
     return f"stopped at --max-tokens (default {max(lengths)})"
-
-
-def _say_what_was_kept(options: Generate) -> None:
-    """`--weights` is a choice for matrices that lie on no grid yet; a line says where they do."""
-    from subsecond.cli.stored import kept_line
-    from subsecond.formats import artifact
-    from subsecond.formats.locate import locate
-    from subsecond.program.program import Program
-
-    opened = artifact.open_artifact(locate(options.model, options.weights), check=False)  # type: ignore[arg-type]
-    line = kept_line(opened, Program.from_json(opened.read(artifact.PROGRAM)))
-    if line is not None:
-        console.note(f"subsecond: {line}")
 
 
 class Answers:

@@ -135,6 +135,11 @@ class Generate(_Texts, _Sampling, _Model):
     prompt: str | None = positional("the prompt; - reads it from standard input", None)
     prompt_file: str | None = option(None, "read the prompt from a file (UTF-8)", metavar="FILE")
     raw: bool = option(False, "continue the text as it is, without the model's chat template")
+    control_tokens: bool = option(
+        False,
+        "the prompt is ready-formatted: as --raw, and <|im_start|> and the like in it are control "
+        "tokens; not for text of others, which could forge turns with them",
+    )
     system: str | None = option(None, "instruction before the prompt", metavar="TEXT")
     json: bool = option(
         False, "one JSON object at the end, token ids included, instead of a stream of text"

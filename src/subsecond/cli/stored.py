@@ -39,12 +39,9 @@ def kept_grids(opened: artifact.Artifact, program: Program) -> dict[str, int]:
     return counts
 
 
-def say_where(model: str, weights: str | None) -> None:
+def say_where(opened: artifact.Artifact) -> None:
     """A line about the place of a model that has just been converted."""
-    from subsecond.formats.locate import locate
-
-    place = locate(model, weights)  # type: ignore[arg-type]
-    console.note(f"subsecond: converted once, kept at {console.one_line(str(place))}")
+    console.note(f"subsecond: converted once, kept at {console.one_line(str(opened.path))}")
 
 
 def kept_line(opened: artifact.Artifact, program: Program) -> str | None:

@@ -1,6 +1,6 @@
 """The loop: schedule, run, commit.
 
-Owns: the plan's contents, the sequences' progress, kept prefixes. Does not know: text, kernels,
+Owns: what a step computes, the sequences' progress, kept prefixes. Does not know: text, kernels,
 clients. Not thread-safe; whoever shares an engine locks it. `interrupt` alone may be called from
 other threads.
 """
@@ -8,18 +8,18 @@ other threads.
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from subsecond.engine.pages import Pages, PageTable
+from subsecond.engine.plan_writer import PlanWriter
 from subsecond.engine.request import Logprob, Request, SequenceState
 from subsecond.engine.scheduler import Limits, Scheduler, Work
 from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
 
 if TYPE_CHECKING:
-    from subsecond.engine.runner import Runner, Sampler
+    from subsecond.engine.runner import Runner
 
 # Plan.finish: the row chose one of its stop ids; its logits are NaN or infinite; every token is
 # forbidden to it.
@@ -52,26 +52,12 @@ class Engine:
         )
         self.scheduler = Scheduler(self.pages, limits)
         self.kept: list[Kept] = []  # oldest first
-        plan = self._plan = runner.plan
-        # The views are made once: every access makes a new one.
-        self._tokens, self._sequence_start, self._position = (
-            plan.tokens,
-            plan.sequence_start,
-            plan.position,
-        )
-        self._row, self._sampled, self._finish = plan.row, plan.sampled, plan.finish
-        self._tables = [plan.page_table(index) for index in range(len(runner.groups))]
-        self._samplers: list[Sampler | None] = [None] * runner.max_rows
+        self.plan = PlanWriter(runner)
 
     @property
     def context(self) -> int:
         """Most tokens of a prompt and its answer together."""
         return self.scheduler.limits.context
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request waits or runs."""
-        return not self.scheduler.waiting and not self.scheduler.running
 
     def check(self, request: Request) -> None:
         """RequestError if the request could never run."""
@@ -122,12 +108,7 @@ class Engine:
         """Ends the running call after the step that it is in (no call runs: the next one after its
         first step). May be called from any thread.
         """
-        self._plan.stop()
-
-    def forget(self) -> None:
-        """Gives back the pages of all kept texts."""
-        while self.kept:
-            self._drop(self.kept[0])
+        self.plan.stop()
 
     def reset(self) -> None:
         """Makes the engine whole after an exception that came from outside in the middle of a step
@@ -159,9 +140,7 @@ class Engine:
         self.pages.recount(
             [kept.tables for kept in self.kept], [kept.promise for kept in self.kept]
         )
-        for row in range(len(self._samplers)):
-            self.runner.plan.set_sampler(row, None)
-            self._samplers[row] = None
+        self.plan.clear_samplers()
 
     def has_room(self, tokens: int) -> bool:
         """Whether `logits` of so many tokens finds its KV pages: False while generations hold
@@ -191,9 +170,7 @@ class Engine:
                 self._place(
                     0, chunk, position=start, begin=0, tables=tables, end=start + len(chunk)
                 )
-                for row in range(len(chunk)):
-                    self._row[row] = row
-                self._set_samplers([None] * len(chunk))
+                self.plan.set_rows(range(len(chunk)), [None] * len(chunk))
                 self.runner.run(len(chunk), 1, len(chunk), 1)
                 broken = self.runner.logits(out[start * vocab : (start + len(chunk)) * vocab])
                 if broken >= 0:
@@ -282,6 +259,7 @@ class Engine:
     def _fill(self, step: Sequence[Work], max_steps: int) -> list[SequenceState]:
         """Writes the plan; the sequences that get a token, in the order of the rows."""
         rows: list[SequenceState] = []
+        places: list[int] = []
         begin = 0
         for index, work in enumerate(step):
             sequence, count = work.sequence, work.count
@@ -296,10 +274,10 @@ class Engine:
             )
             begin += count
             if work.completes:
-                for choice in self._choices(sequence):
-                    self._row[len(rows)] = begin - 1
-                    rows.append(choice)
-        self._set_samplers([sequence.sampler for sequence in rows])
+                choices = self._choices(sequence)
+                rows += choices
+                places += [begin - 1] * len(choices)
+        self.plan.set_rows(places, [sequence.sampler for sequence in rows])
         return rows
 
     def _place(
@@ -316,26 +294,7 @@ class Engine:
         below `end`.
         """
         self.pages.extend(tables, position, end)
-        self._tokens[begin : begin + len(tokens)] = array("i", tokens)
-        self._sequence_start[index] = begin
-        self._sequence_start[index + 1] = begin + len(tokens)
-        self._position[index] = position
-        start = index * self.runner.max_pages_per_sequence
-        for view, table in zip(self._tables, tables, strict=True):
-            view[start : start + len(table.pages)] = array("i", table.pages)
-
-    def _set_samplers(self, samplers: Sequence[Sampler | None]) -> None:
-        """Row i gets samplers[i]. A sampler is in one row at a time, so rows that change are
-        emptied first.
-        """
-        changed = [row for row, new in enumerate(samplers) if new is not self._samplers[row]]
-        for row in [*changed, *range(len(samplers), len(self._samplers))]:
-            if self._samplers[row] is not None:
-                self.runner.plan.set_sampler(row, None)
-                self._samplers[row] = None
-        for row in changed:
-            self.runner.plan.set_sampler(row, samplers[row])
-            self._samplers[row] = samplers[row]
+        self.plan.set_sequence(index, tokens, position=position, begin=begin, tables=tables)
 
     def _choices(self, sequence: SequenceState) -> list[SequenceState]:
         """The sequences that choose a token after this one's last: itself, and the forks that begin
@@ -372,7 +331,7 @@ class Engine:
             return
         wants_logprobs = request.params.logprobs is not None
         for index in range(done):
-            token = self._sampled[index * rows + row]
+            token = self.plan.sampled[index * rows + row]
             if token < 0:
                 break
             sequence.tokens.append(token)
@@ -380,7 +339,7 @@ class Engine:
                 logprob, top = sequence.sampler.logprobs(index)
                 sequence.logprobs.append(Logprob(token, logprob, tuple(top)))
         sequence.computed = len(sequence.tokens) - 1  # the last chosen token hasn't been computed
-        outcome = self._finish[row]
+        outcome = self.plan.finish[row]
         if outcome == STOP:
             self.finish(sequence, "stop")
         elif outcome == BROKEN:

@@ -69,14 +69,23 @@ def check_token_ids(token_ids: object, vocab_size: int, param: str = "prompt") -
     return [
         value
         if type(value) is int and 0 <= value < vocab_size
-        else _token_id(value, vocab_size, param, f"{param}[{index}]")
+        else check_token_id(value, vocab_size, param, f"{param}[{index}]")
         for index, value in enumerate(values)
     ]
 
 
 def check_token_id(value: object, vocab_size: int, param: str, place: str = "") -> int:
     """One token id below `vocab_size`; RequestError naming `place`, or `param`, otherwise."""
-    return _token_id(value, vocab_size, param, place or param)
+    token_id = whole(value)
+    if token_id is None:
+        raise RequestError(f"{place or param} is {_wrong_id(value)}", param)
+    if not 0 <= token_id < vocab_size:
+        raise RequestError(
+            f"{place or param} is {short(value)}, outside the vocabulary: token ids are 0 to "
+            f"{vocab_size - 1}",
+            param,
+        )
+    return token_id
 
 
 def sequence(values: object) -> Sequence[Any] | None:
@@ -145,19 +154,6 @@ def _plain(value: object) -> object:
         return value.tolist()  # type: ignore[attr-defined]
     except Exception:  # no array, or a caller's own class
         return value
-
-
-def _token_id(value: object, vocab_size: int, param: str, place: str) -> int:
-    token_id = whole(value)
-    if token_id is None:
-        raise RequestError(f"{place} is {_wrong_id(value)}", param)
-    if not 0 <= token_id < vocab_size:
-        raise RequestError(
-            f"{place} is {short(value)}, outside the vocabulary: token ids are 0 to "
-            f"{vocab_size - 1}",
-            param,
-        )
-    return token_id
 
 
 def _wrong_id(value: object) -> str:

@@ -135,14 +135,13 @@ def qwen_windows(config: ConfigReader) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Basics:
-    """What the families of Llama's shape read alike. `positions` is the program's context."""
+    """What the families of Llama's shape read alike."""
 
     config: ConfigReader
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
-    positions: int
     rope: Rope
     eps: float
 
@@ -184,12 +183,11 @@ class Basics:
         d = Decoder(
             family,
             config.integer("vocab_size"),
-            self.positions,
+            self.rope.positions,
             shapes,
             prefix="model.",
             witness="embed_tokens.weight",
         )
-        d.warnings += self.rope.warnings
         return gated_decoder(d, gated)
 
 
@@ -213,7 +211,6 @@ def read_basics(
         heads,
         kv_heads,
         size,
-        rope.positions or positions,
         rope,
         config.number("rms_norm_eps", eps),
     )

@@ -180,6 +180,8 @@ class Decoder:
         return result
 
     def rope_tensor(self, name: str, rope: Rope) -> str:
+        """Declares the frequencies of a rope, and passes on what it warns of."""
+        self.warnings += rope.warnings
         return self.computed(name, rope.inv_freq)
 
     def head(self, x: int, name: str, tied_to: str, softcap: float = 0.0) -> int:

@@ -51,5 +51,7 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
         logit_softcap=config.optional_number("final_logit_softcapping", 30.0) or 0.0,
     )
     vocab = config.integer("vocab_size")
-    d = Decoder("gemma2", vocab, positions, shapes, prefix="model.", witness="embed_tokens.weight")
+    d = Decoder(
+        "gemma2", vocab, rope.positions, shapes, prefix="model.", witness="embed_tokens.weight"
+    )
     return gated_decoder(d, options)

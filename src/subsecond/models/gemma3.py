@@ -1,7 +1,7 @@
 """Gemma 3 (text): Gemma 2's parts with q and k norms instead of capped scores, and two rope bases.
 
-Sliding layers rotate with the local base; the others with the global one, which alone may be
-scaled.
+Sliding layers rotate with the local base; the others with the global one, whose scaling says how
+long the context is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,14 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
         logit_softcap=config.optional_number("final_logit_softcapping", None) or 0.0,
     )
     vocab = config.integer("vocab_size")
-    d = Decoder("gemma3", vocab, positions, shapes, prefix="model.", witness="embed_tokens.weight")
+    d = Decoder(
+        "gemma3",
+        vocab,
+        ropes[GLOBAL].positions,
+        shapes,
+        prefix="model.",
+        witness="embed_tokens.weight",
+    )
     return gated_decoder(d, options)
 
 

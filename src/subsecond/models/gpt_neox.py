@@ -60,7 +60,9 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
     )
     tied = config.flag("tie_word_embeddings", False)
     vocab = config.integer("vocab_size")
-    d = Decoder("gpt_neox", vocab, positions, shapes, prefix="gpt_neox.", witness="embed_in.weight")
+    d = Decoder(
+        "gpt_neox", vocab, rope.positions, shapes, prefix="gpt_neox.", witness="embed_in.weight"
+    )
     b = d.builder
     d.rope_tensor("rope.inv_freq", rope)
     table = d.matrix("gpt_neox.embed_in.weight", vocab, hidden, role="embedding")

@@ -14,7 +14,7 @@ def build(config: ConfigReader, shapes: Shapes) -> Built:
     return basics.decoder(
         "llama",
         shapes,
-        no_window(config, basics.positions),
+        no_window(config, basics.rope.positions),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=config.flag("mlp_bias", False),

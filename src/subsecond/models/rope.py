@@ -23,13 +23,13 @@ from subsecond.models.config import ConfigReader
 class Rope:
     """`inv_freq` has rotary / 2 values; `factor` multiplies cos and sin.
 
-    `positions`, where given, is the context that the scaling is made for, in place of the
-    configuration's: a shorter one where only that is exact, a longer one where it was stretched.
+    `positions` is the context that it is made for: the configuration's, a shorter one where only
+    that is exact, or a longer one where it was stretched.
     """
 
     inv_freq: tuple[float, ...]
+    positions: int
     factor: float = 1.0
-    positions: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -143,7 +143,7 @@ def scaled(
     `original` is the family's default original context of LongRoPE, None where it has no LongRoPE.
     """
     if parameters is None:
-        return Rope(tuple(frequencies(base.theta, base.rotary)))
+        return Rope(tuple(frequencies(base.theta, base.rotary)), base.max_positions)
     base = replace(base, theta=parameters.number("rope_theta", base.theta, low=1e-6))
     kind = _kind(parameters)
     if original is not None and kind in ("su", "yarn") and parameters.has("short_factor"):
@@ -156,12 +156,13 @@ def scaled(
     plain = frequencies(base.theta, base.rotary)
     if kind == "default":
         parameters.only("factor", 1.0, 1)
-        return Rope(tuple(plain))
+        return Rope(tuple(plain), base.max_positions)
     if kind == "linear":
         factor = parameters.number("factor", low=1e-6)
-        return Rope(tuple(f32(x / factor) for x in plain))
+        return Rope(tuple(f32(x / factor) for x in plain), base.max_positions)
     if kind == "llama3":
-        return Rope(tuple(_llama3(config, parameters, plain, base.max_positions)))
+        inv_freq = _llama3(config, parameters, plain, base.max_positions)
+        return Rope(tuple(inv_freq), base.max_positions)
     if kind == "yarn":
         return _yarn(config, parameters, base)
     if kind == "longrope" and original is not None:
@@ -247,8 +248,8 @@ def _yarn(config: ConfigReader, parameters: ConfigReader, base: Base) -> Rope:
         inv_freq.append(f32(slow + f32(f32(1.0 / power) * keep)))
     return Rope(
         tuple(inv_freq),
-        parameters.number("attention_factor", _yarn_temperature(parameters, scale), low=1e-6),
         max(base.max_positions, min(int(original * scale), 1 << 30)),
+        parameters.number("attention_factor", _yarn_temperature(parameters, scale), low=1e-6),
     )
 
 
@@ -291,9 +292,9 @@ def _longrope(
     powers = [f32(base.theta ** f32(2 * i / base.rotary)) for i in range(base.rotary // 2)]
     inv_freq = tuple(f32(1.0 / f32(f32(s) * p)) for s, p in zip(short, powers, strict=True))
     if base.max_positions <= original:
-        return Rope(inv_freq, factor)
+        return Rope(inv_freq, base.max_positions, factor)
     warning = (
         f"the context is limited to {original} of {base.max_positions} positions: beyond its "
         "original context, LongRoPE changes the keys of earlier tokens"
     )
-    return Rope(inv_freq, factor, original, (warning,))
+    return Rope(inv_freq, original, factor, (warning,))

@@ -91,14 +91,12 @@ class Chat:
         """Replaces the turns; a system message at the beginning becomes `system`. TextError if they
         are malformed.
         """
-        turns = check_messages(messages)
-        self.system = None
+        turns, system = check_messages(messages), None
         if turns[0]["role"] == "system":
-            content = turns.pop(0).get("content")
-            if not isinstance(content, str):
+            system = turns.pop(0).get("content")
+            if not isinstance(system, str):
                 raise TextError("the system message must be a text")
-            self.system = content
-        self.messages = turns
+        self.messages, self.system = turns, system
 
     def saved(self) -> list[dict[str, Any]]:
         """All messages, the system message first; `load` takes them."""

@@ -8,9 +8,7 @@ gives. Does not know: files (formats), kernels (runtime), how a step is formed (
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,20 +16,22 @@ import msgspec
 
 from subsecond.config import ModelOptions
 from subsecond.engine.request import DEFAULT_MAX_TOKENS, Request, Sampling, SamplingParams
-from subsecond.engine.values import check_token_id, check_token_ids, short
-from subsecond.errors import InputError, RequestError, TextError
+from subsecond.engine.values import check_token_id, check_token_ids
+from subsecond.errors import RequestError, TextError
 from subsecond.tasks.completion import Completion, Piece
-from subsecond.tasks.load import Loaded, load
+from subsecond.tasks.load import Loaded, load, model_name
 from subsecond.tasks.prompts import Prompt, one_params, one_prompt, params_list, prompt_list
 from subsecond.tasks.shared import SharedEngine
 from subsecond.text.template import ChatTemplate
 from subsecond.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from subsecond.formats.artifact import Artifact
+    from subsecond.formats.progress import Progress
+    from subsecond.program.program import Program
     from subsecond.tasks.logits import Logits
 
 Message = Mapping[str, Any]
-Progress = Callable[[str, int, int, str], None]
 
 
 class LLM:
@@ -64,7 +64,7 @@ class LLM:
     A prompt is a text, or token ids: a list of integers, or any one-dimensional array or buffer of
     them (NumPy, PyTorch). A text is continued as it is (`generate`, `stream`); `chat` and
     `stream_chat` put a conversation into the model's chat template first. Control tokens' spellings
-    in texts of callers are ordinary text.
+    in texts of callers are ordinary text, unless `encode` is told that a text is ready-formatted.
 
     Parameters are SamplingParams; None is `SamplingParams()`: the model's own sampling where its
     authors suggest one, else greedy, and at most 1,024 tokens.
@@ -91,7 +91,7 @@ class LLM:
         progress: Progress | Literal[False] | None = None,
     ) -> None:
         options = ModelOptions(
-            model=_model_name(model),
+            model=model_name(model),
             weights=weights,
             kv=kv,
             threads=threads,
@@ -100,8 +100,7 @@ class LLM:
             max_sequences=max_sequences,
             context=context,
         )
-        with _shown(progress) as shown:
-            self._shared = SharedEngine(load(options, shown))
+        self._shared = SharedEngine(load(options, progress))
         self._template: ChatTemplate | None = None
 
     @property
@@ -123,6 +122,16 @@ class LLM:
     def executor(self) -> str:
         """What computes, as certificates name it: instruction set and KV cache format."""
         return self._parts.executor
+
+    @property
+    def artifact(self) -> Artifact:
+        """What was opened: the folder, and the manifest with the format of every tensor."""
+        return self._parts.artifact
+
+    @property
+    def program(self) -> Program:
+        """What is computed: the ops that the model was described as."""
+        return self._parts.program
 
     @property
     def has_chat_template(self) -> bool:
@@ -182,14 +191,10 @@ class LLM:
         messages, tools, documents, continue_final_message, template_variables: see `encode_chat`.
         Raises what `generate` and `encode_chat` raise.
         """
-        ids = self.encode_chat(
-            messages,
-            tools=tools,
-            documents=documents,
-            continue_final_message=continue_final_message,
-            template_variables=template_variables,
+        request = self._chat_request(
+            messages, params, tools, documents, continue_final_message, template_variables
         )
-        return self._shared.run([self.request(ids, params)])[0]
+        return self._shared.run([request])[0]
 
     def stream_chat(
         self,
@@ -202,6 +207,21 @@ class LLM:
         template_variables: Mapping[str, Any] | None = None,
     ) -> Iterator[Piece]:
         """`chat`, a piece a token (as `stream`)."""
+        return self.stream_request(
+            self._chat_request(
+                messages, params, tools, documents, continue_final_message, template_variables
+            )
+        )
+
+    def _chat_request(  # noqa: PLR0917 (both callers give all, in this order)
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        continue_final_message: bool,
+        template_variables: Mapping[str, Any] | None,
+    ) -> Request:
         ids = self.encode_chat(
             messages,
             tools=tools,
@@ -209,7 +229,7 @@ class LLM:
             continue_final_message=continue_final_message,
             template_variables=template_variables,
         )
-        return self.stream_request(self.request(ids, params))
+        return self.request(ids, params)
 
     def logits(self, token_ids: Sequence[int]) -> Logits:
         """Logits after every token: float32 [T, V]. T is the number of `token_ids`, V is
@@ -230,10 +250,16 @@ class LLM:
         self._shared.logits(ids, logits.flat(scores))
         return scores
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: text is tokenized (control tokens' spellings are ordinary text),
-        ids are checked. RequestError for an empty prompt or ids outside the vocabulary, TextError
-        for text that is not valid Unicode or longer than 1 MiB.
+    def encode(self, prompt: Prompt, *, control_tokens: bool = False) -> list[int]:
+        """Token ids of a prompt, which every call takes in its place: text is tokenized, ids are
+        checked.
+
+        control_tokens: the text is ready-formatted, as "<|im_start|>user\\n..." is: spellings of
+        control tokens in it are control tokens, and its own beginning-of-text token isn't doubled.
+        Never for texts that others wrote a part of: they could end their turn and forge another.
+
+        RequestError for an empty prompt or ids outside the vocabulary, TextError for text that is
+        not valid Unicode or longer than 1 MiB.
         """
         prompt = one_prompt(prompt)
         if not isinstance(prompt, str):
@@ -242,7 +268,8 @@ class LLM:
             raise RequestError(
                 "the prompt is empty; give at least one character or token", "prompt"
             )
-        return check_token_ids(self.tokenizer.encode(prompt), self.vocab_size)
+        ids = self.tokenizer.encode(prompt, control_tokens=control_tokens)
+        return check_token_ids(ids, self.vocab_size)
 
     def encode_chat(
         self,
@@ -358,41 +385,3 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@contextmanager
-def _shown(progress: Progress | Literal[False] | None) -> Iterator[Progress | None]:
-    """What is told how loading goes on."""
-    if progress is False or (progress is None and not _on_terminal()):
-        yield None
-    elif progress is not None:
-        if not callable(progress):
-            raise InputError(
-                f"progress must be a function, False or None, not {type(progress).__name__}"
-            )
-        yield progress
-    else:
-        from subsecond.formats.progress import TerminalProgress
-
-        with TerminalProgress() as bars:
-            yield bars
-
-
-def _on_terminal() -> bool:
-    try:
-        return sys.stderr.isatty()
-    except (AttributeError, ValueError):  # no standard error, or a closed one
-        return False
-
-
-def _model_name(model: object) -> str:
-    """The name or path as a text; InputError for anything else, None above all."""
-    name = model if isinstance(model, str) else None
-    if isinstance(model, os.PathLike):
-        name = model.__fspath__()
-    if not isinstance(name, str) or not name:
-        raise InputError(
-            f"model must be a name or a path, not {short(model)}; give an alias such as "
-            "'smollm2-135m', a Hugging Face id, a folder or a GGUF file"
-        )
-    return name

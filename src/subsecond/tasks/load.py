@@ -1,22 +1,25 @@
 """From a model's name to everything that generating needs, with the slow parts side by side.
 
-Owns: the order of loading, and how large buffers and the KV cache are made. Does not know: what is
-generated.
+Owns: the order of loading, what is shown meanwhile, and how large buffers and the KV cache are
+made. Does not know: what is generated.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from subsecond.config import ModelOptions
 from subsecond.engine.engine import Engine
 from subsecond.engine.native_runner import NativeRunner, Sizes
 from subsecond.engine.pages import PAGE_POSITIONS, page_count
+from subsecond.engine.values import short
 from subsecond.errors import InputError
 from subsecond.formats import artifact, text_settings
 from subsecond.formats.locate import locate
@@ -26,8 +29,7 @@ from subsecond.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from subsecond.formats.certificate import Canary
-
-Progress = Callable[[str, int, int, str], None]
+    from subsecond.formats.progress import Progress
 
 STEPS_PER_CALL = 8  # decode steps of one call: few enough that a stream flows
 SCORED_ROWS = 64  # tokens whose logits `LLM.logits` takes out of one step
@@ -38,6 +40,7 @@ KV_SHARE = 4  # the KV cache may take this part of the machine's memory, or one 
 class Loaded:
     """A model that can run. settings: chat template, ids that end a text, suggested sampling."""
 
+    artifact: artifact.Artifact
     tokenizer: Tokenizer
     settings: text_settings.TextSettings
     program: Program
@@ -50,17 +53,32 @@ class Loaded:
         return self.program.vocab_size
 
 
-def load(options: ModelOptions, progress: Progress | None = None) -> Loaded:
-    """Fetches and converts the model if need be, checks it, and makes it ready.
+def model_name(model: object) -> str:
+    """The name or path as a text; InputError for anything else, None above all."""
+    name = model if isinstance(model, str) else None
+    if isinstance(model, os.PathLike):
+        name = model.__fspath__()
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"model must be a name or a path, not {short(model)}; give an alias such as "
+            "'smollm2-135m', a Hugging Face id, a folder or a GGUF file"
+        )
+    return name
+
+
+def load(options: ModelOptions, progress: Progress | Literal[False] | None = None) -> Loaded:
+    """Fetches and converts the model if need be, checks it, and makes it ready. progress: as of
+    `LLM`.
 
     Raises ModelError, FetchError or InputError naming what is wrong.
     """
-    path = locate(
-        options.model,
-        options.weights,  # type: ignore[arg-type]
-        progress=progress,
-        canaries=_canaries,
-    )
+    with _shown(progress) as shown:
+        path = locate(
+            options.model,
+            options.weights,  # type: ignore[arg-type]
+            progress=shown,
+            canaries=_canaries,
+        )
     opened = artifact.open_artifact(path, check=False)
     weights = native.Weights(os.fspath(opened.weights_path))
     # Checksums are compared without the interpreter's lock, the tokenizer is loaded with it.
@@ -92,7 +110,33 @@ def load(options: ModelOptions, progress: Progress | None = None) -> Loaded:
         kv=kv,
     )
     engine = Engine(runner, context=context, steps_per_call=STEPS_PER_CALL)
-    return Loaded(tokenizer, settings, program, engine, f"native {runner.isa}, kv {kv}")
+    executor = f"native {runner.isa}, kv {kv}"
+    return Loaded(opened, tokenizer, settings, program, engine, executor)
+
+
+@contextmanager
+def _shown(progress: Progress | Literal[False] | None) -> Iterator[Progress | None]:
+    """What is told how fetching and converting go on."""
+    if progress is False or (progress is None and not _on_terminal()):
+        yield None
+    elif progress is not None:
+        if not callable(progress):
+            raise InputError(
+                f"progress must be a function, False or None, not {type(progress).__name__}"
+            )
+        yield progress
+    else:
+        from subsecond.formats.progress import TerminalProgress
+
+        with TerminalProgress() as bars:
+            yield bars
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # no standard error, or a closed one
+        return False
 
 
 def _canaries(folder: Path) -> list[Canary]:

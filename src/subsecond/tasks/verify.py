@@ -59,8 +59,8 @@ def verify(
     manifest, that no stored number is NaN or infinite, and every canary on the executor that it
     names: the same greedy tokens, and after the prompt the same logits, bit for bit if the same
     build computed them. A canary is undecided where another executor or build finds logits farther
-    away than `LOGITS_TOLERANCE`, or another executor other tokens. InputError if `folder` is no
-    artifact at all.
+    away than `LOGITS_TOLERANCE`, another executor other tokens, or another build other tokens after
+    logits that are as near as that. InputError if `folder` is no artifact at all.
     """
     if not artifact.is_artifact(folder):
         raise InputError(
@@ -217,11 +217,19 @@ def _ask(llm: LLM, canary: Canary, what: str) -> Claim:
             "undecided",
             f"this machine has {llm.executor}, which differs from token {same + 1} on",
         )
-    return Claim("canary", what, "refuted", f"token {same + 1} differs")
+    differs = f"token {same + 1} differs"
+    recorded = canary.logits_xxh3 and canary.best
+    if canary.build == native_build() or not recorded:
+        return Claim("canary", what, "refuted", differs)
+    # Another build may round differently, and greedy tokens part at a near-tie.
+    logits = _ask_logits(llm, canary, what)
+    if logits.outcome != "holds":
+        return Claim("canary", what, "refuted", differs)
+    return Claim("canary", what, "undecided", f"this is another build, and {differs}")
 
 
 def _ask_logits(llm: LLM, canary: Canary, what: str) -> Claim:
-    """The logits after the prompt, where the certificate has them."""
+    """The claim by the logits after the prompt alone, where the certificate has them."""
     if not canary.logits_xxh3:
         return Claim("canary", what, "holds")
     try:

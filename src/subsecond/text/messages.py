@@ -129,15 +129,12 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def unused_marks(texts: Sequence[str], count: int) -> list[str]:
-    """Noncharacters, which no text should hold, that these texts indeed don't hold."""
-    marks: list[str] = []
-    for code in range(0xFDD0, 0xFDF0):
-        if len(marks) < count and not any(chr(code) in text for text in texts):
-            marks.append(chr(code))
-    if len(marks) < count:
-        raise TextError("the messages hold nearly every noncharacter U+FDD0 to U+FDEF; remove them")
-    return marks
+def unused_mark(texts: Sequence[str]) -> str:
+    """A noncharacter, which no text should hold, that these texts indeed don't hold."""
+    for mark in map(chr, range(0xFDD0, 0xFDF0)):
+        if not any(mark in text for text in texts):
+            return mark
+    raise TextError("the messages hold every noncharacter from U+FDD0 to U+FDEF; remove them")
 
 
 def _is_parts(content: object) -> bool:

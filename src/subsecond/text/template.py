@@ -146,8 +146,10 @@ class ChatTemplate:
         most_parts = shapes.most_parts(given["messages"])
         if most_parts > 0 and not self._parts_are_taken(min(most_parts, 2)):
             given["messages"] = shapes.joined(given["messages"])
-        (end,) = shapes.unused_marks(list(shapes.strings(given["messages"][-1])), 1)
-        content = _mark_end(given["messages"][-1], end) if continue_final_message else ""
+        end = content = ""
+        if continue_final_message:
+            end = shapes.unused_mark(list(shapes.strings(given["messages"][-1])))
+            content = _mark_end(given["messages"][-1], end)
         variables = {name: shapes.mapped(value, Traced) for name, value in given.items()}
         for message, known in zip(variables["messages"], given["messages"], strict=True):
             message["role"] = known["role"]

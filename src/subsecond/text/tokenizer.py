@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 from subsecond.errors import InputError, ModelError, TextError, UnsupportedError
@@ -121,42 +120,47 @@ class Tokenizer:
         self._bytes_of_token: dict[int, bytes] = {}
         self._control_pattern: re.Pattern[str] | None = None
 
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of the file at `path`; ModelError if it is missing or damaged."""
-        try:
-            return cls(Path(path).read_bytes())
-        except OSError as error:
-            raise ModelError(f"tokenizer can't be read: {path}: {error.strerror}") from None
-
     @property
     def vocab_size(self) -> int:
         """Number of token ids, added tokens included."""
         return int(self._library.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, *, control: bool = False, affixes: bool = True) -> list[int]:
+    def encode(self, text: str, *, control_tokens: bool = False, affixes: bool = True) -> list[int]:
         """Token ids of `text`.
 
-        text: at most MAX_TEXT_BYTES bytes of UTF-8, else TextError.
-        control: whether spellings of control tokens become control tokens. Never for text of a
-        user. affixes: whether the tokenizer's own prefix and suffix (beginning of sequence) are
-        added.
+        text: at most MAX_TEXT_BYTES bytes of UTF-8, else TextError. control_tokens: whether
+        spellings of control tokens become control tokens; never for text of which a part comes from
+        others. affixes: whether the tokenizer's own prefix and suffix (beginning of sequence) are
+        added; where `control_tokens` reads them in the text itself they aren't added again.
         """
         check_text(text)
-        if not control:
-            with self._lock, _encoding_errors():
-                encoding = self._encoding(text, affixes=affixes)
-            ids = list(encoding.ids)
-            if self._control_ids.intersection(ids):
-                added = encoding.special_tokens_mask
-                self._ordinary([i for i, affix in zip(ids, added, strict=True) if not affix])
-            return ids
+        if control_tokens:
+            return self._encode_formatted(text, affixes=affixes)
+        with self._lock, _encoding_errors():
+            encoding = self._encoding(text, affixes=affixes)
+        ids = list(encoding.ids)
+        if self._control_ids.intersection(ids):
+            added = encoding.special_tokens_mask
+            self._ordinary([i for i, affix in zip(ids, added, strict=True) if not affix])
+        return ids
+
+    def _encode_formatted(self, text: str, *, affixes: bool) -> list[int]:
         with self._lock, _encoding_errors():
             self._library.encode_special_tokens = False
             try:
-                return list(self._encoding(text, affixes=affixes).ids)
+                encoding = self._encoding(text, affixes=affixes)
             finally:
                 self._library.encode_special_tokens = True
+        ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
+        if 0 not in added:  # nothing but affixes
+            return ids
+        begin, end = added.index(0), len(added) - added[::-1].index(0)
+        prefix, own, suffix = ids[:begin], ids[begin:end], ids[end:]
+        if own[:begin] == prefix:
+            prefix = []
+        if own[len(own) - len(suffix) :] == suffix:
+            suffix = []
+        return [*prefix, *own, *suffix]
 
     def split_control(self, text: str, mask: bytes | None = None) -> list[str | int]:
         """Cuts a text at the spellings of control tokens: ordinary texts, and the control tokens'
@@ -233,10 +237,6 @@ class Tokenizer:
         finally:
             pre.prepend_scheme = "first"
 
-    def is_control(self, token_id: int) -> bool:
-        """Whether the token is a control token, which has no text."""
-        return token_id in self._control_ids
-
     def token(self, token_id: int) -> str | None:
         """The token's spelling in the vocabulary; None for an id that the tokenizer doesn't
         have.
@@ -248,11 +248,6 @@ class Tokenizer:
         """Whether the id has an entry; what is no 32-bit unsigned integer has none."""
         valid = isinstance(token_id, int) and 0 <= token_id < 1 << 32
         return valid and self.token(token_id) is not None
-
-    def token_id(self, spelling: str) -> int | None:
-        """The id of a vocabulary entry, None if there is none."""
-        found: int | None = self._library.token_to_id(spelling)
-        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds to a text; empty for control tokens and unknown ids.
