@@ -48,7 +48,7 @@ inline const subsecond::KernelTable& table_of(const std::string& isa) {
 // The instruction sets that this build has and this CPU runs.
 inline std::vector<const char*> isa_names() {
     std::vector<const char*> names;
-    for (const char* name : {"generic", "avx2", "avx512", "neon"})
+    for (const char* name : {"generic", "avx2", "avx512_vnni", "avx512", "neon"})
         if (subsecond::table_by_name(name) != nullptr) names.push_back(name);
     return names;
 }

@@ -19,6 +19,9 @@ extern const KernelTable table;
 namespace avx2 {
 extern const KernelTable table;
 }
+namespace avx512_vnni {
+extern const KernelTable table;
+}
 namespace avx512 {
 extern const KernelTable table;
 }
@@ -35,6 +38,11 @@ const KernelTable* table_avx2() { return &avx2::table; }
 #else
 const KernelTable* table_avx2() { return nullptr; }
 #endif
+#if defined(SUBSECOND_HAVE_AVX512_VNNI)
+const KernelTable* table_avx512_vnni() { return &avx512_vnni::table; }
+#else
+const KernelTable* table_avx512_vnni() { return nullptr; }
+#endif
 #if defined(SUBSECOND_HAVE_AVX512)
 const KernelTable* table_avx512() { return &avx512::table; }
 #else
@@ -45,6 +53,7 @@ namespace {
 
 struct Features {
     bool avx2 = false;
+    bool avx512_vnni = false;
     bool avx512 = false;
     bool neon = false;
     bool neon_dotprod = false;
@@ -69,7 +78,8 @@ Features detect() {
     const bool vnni = bit(c, 11);
     unsigned a1 = 0, b1 = 0, c1 = 0, d1 = 0;
     const bool bf16 = a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && bit(a1, 5);
-    found.avx512 = found.avx2 && zmm_saved && foundation && vnni && bf16;
+    found.avx512_vnni = found.avx2 && zmm_saved && foundation && vnni;
+    found.avx512 = found.avx512_vnni && bf16;
     return found;
 }
 #elif defined(__aarch64__)
@@ -106,20 +116,22 @@ const KernelTable* table_neon() { return nullptr; }
 bool isa_supported(const char* name) {
     if (std::strcmp(name, "generic") == 0) return true;
     if (std::strcmp(name, "avx2") == 0) return features().avx2;
+    if (std::strcmp(name, "avx512_vnni") == 0) return features().avx512_vnni;
     if (std::strcmp(name, "avx512") == 0) return features().avx512;
     if (std::strcmp(name, "neon") == 0) return features().neon;
     return false;
 }
 
 const KernelTable* table_by_name(const char* name) {
-    const KernelTable* const tables[] = {table_avx512(), table_avx2(), table_neon(), table_generic()};
+    const KernelTable* const tables[] = {table_avx512(), table_avx512_vnni(), table_avx2(), table_neon(),
+                                         table_generic()};
     for (const KernelTable* table : tables)
         if (table != nullptr && std::strcmp(table->name, name) == 0) return isa_supported(name) ? table : nullptr;
     return nullptr;
 }
 
 const KernelTable* table_best() {
-    const char* const fastest_first[] = {"avx512", "avx2", "neon"};
+    const char* const fastest_first[] = {"avx512", "avx512_vnni", "avx2", "neon"};
     for (const char* name : fastest_first)
         if (const KernelTable* table = table_by_name(name)) return table;
     return table_generic();

@@ -14,7 +14,7 @@ DEFAULT_MODEL = "smollm2-135m"
 WEIGHTS = ("int4", "int8", "bf16", "f32")
 KV_FORMATS = ("bf16", "int8", "f32")
 MAX_SEQUENCES = 1024
-ISAS = ("avx512", "avx2", "neon", "generic")
+ISAS = ("avx512", "avx512_vnni", "avx2", "neon", "generic")
 
 
 @dataclass(frozen=True, kw_only=True)

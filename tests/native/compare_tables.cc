@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
         }
     bool right = true;
     int compared = 0;
-    for (const char* name : {"avx2", "avx512", "neon"}) {
+    for (const char* name : {"avx2", "avx512_vnni", "avx512", "neon"}) {
         const subsecond::KernelTable* table = subsecond::table_by_name(name);
         if (table == nullptr) continue;
         ++compared;

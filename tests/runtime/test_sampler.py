@@ -19,7 +19,7 @@ attention = _native.attention
 Array = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
 
-ISAS = [name for name in ("generic", "avx2", "avx512", "neon") if name in _native.kernels.isas()]
+ISAS = _native.kernels.isas()
 VOCAB = 1601
 DRAWS = 10_000
 

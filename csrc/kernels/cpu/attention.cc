@@ -18,14 +18,8 @@ struct DotF32 {
     SUBSECOND_INLINE f32x16 multiply(const uint8_t* a, int64_t k, Stored b, f32x16 acc) {
         return fma(set1(reinterpret_cast<const float*>(a)[k]), b, acc);
     }
-    // exp(s - m) of the slots in view to p, and their sum.
     SUBSECOND_INLINE float probabilities(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
-        f32x16 e[block_vectors];
-        for (int v = 0; v < block_vectors; ++v) {
-            e[v] = select(view, v, vector_exp(sub(s[v], m)), zero());
-            store(reinterpret_cast<float*>(p) + lanes * v, e[v]);
-        }
-        return reduce_sum(e);
+        return exponentials(s, m, view, p);
     }
 };
 

@@ -35,6 +35,16 @@ SUBSECOND_INLINE void accumulate_edge(f32x16 (&acc)[R][C], const uint8_t* a, int
     }
 }
 
+// exp(s - m) of the slots in view to p, in f32, and their sum.
+SUBSECOND_INLINE float exponentials(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
+    f32x16 e[block_vectors];
+    for (int v = 0; v < block_vectors; ++v) {
+        e[v] = select(view, v, vector_exp(sub(s[v], m)), zero());
+        store(reinterpret_cast<float*>(p) + lanes * v, e[v]);
+    }
+    return reduce_sum(e);
+}
+
 template <typename Dot>
 struct FloatKernel {
     static constexpr int tile_rows = float_rows;

@@ -22,7 +22,11 @@ constexpr float minus_infinity = -__builtin_inff();
 // fast_exp(s, m): exp(s - m) to 4e-6 or better, for probabilities that are rounded afterwards.
 #if defined(__AVX512F__)
 
+#if defined(__AVX512BF16__)
 constexpr int float_rows = 6, tile_columns = 4;  // 24 accumulators, 4 stored vectors, 1 broadcast of 32 registers
+#else
+constexpr int float_rows = 5, tile_columns = 4;  // 20 accumulators, 4 stored vectors (8 widened), 2 broadcasts
+#endif
 
 struct View {
     uint64_t slots;

@@ -2,8 +2,8 @@
 // formats.
 //
 // Owns: the mapping from names to instructions. Knows nothing of kernels. Every source in this folder is compiled once
-// an instruction set, with SUBSECOND_ISA naming the namespace: avx2, avx512, neon and neon_dotprod (the last two
-// differ in the instructions of dot_quads and dot_two_quads alone).
+// an instruction set, with SUBSECOND_ISA naming the namespace: avx2, avx512_vnni, avx512 (which multiplies bf16 as well),
+// neon and neon_dotprod (which differ in the instructions of dot_quads and dot_two_quads alone).
 //
 // Invariant: sources of an instruction set hold static functions and intrinsics only. A std:: template or a shared
 // inline function could be emitted here with newer instructions and be picked by the linker for an older CPU's path.
@@ -30,7 +30,7 @@ constexpr int lanes = 16;
 
 SUBSECOND_INLINE void fetch_to_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#if defined(__AVX512VNNI__)
 
 using f32x16 = __m512;
 using i32x16 = __m512i;

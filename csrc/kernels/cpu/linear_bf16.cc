@@ -1,7 +1,7 @@
 // Products with bf16 weights: pairs along K in order, f32 accumulation.
 //
-// Owns: the bf16 prepared row (round to nearest even, padded to whole pairs). AVX-512 uses vdpbf16ps, which takes
-// denormals for zero; elsewhere both halves are widened and folded by FMA in the same pair order.
+// Owns: the bf16 prepared row (round to nearest even, padded to whole pairs). AVX-512 with BF16 uses vdpbf16ps, which
+// takes denormals for zero; elsewhere both halves are widened and folded by FMA in the same pair order.
 #include "linear_float.h"
 
 namespace subsecond::SUBSECOND_ISA {
@@ -48,6 +48,26 @@ struct Bf16 {
         const float32x4_t a0 = first_of(both), a1 = second_of(both);
         sum = fma(w.first, {a0, a0, a0, a0}, sum);
         return fma(w.second, {a1, a1, a1, a1}, sum);
+    }
+
+#elif defined(__AVX512F__)
+
+    static constexpr int max_rows = 5, max_tiles = 4;  // 20 sums, 8 weights, 2 activations of 32 registers
+    struct Weights {
+        f32x16 first, second;
+    };
+
+    SUBSECOND_INLINE f32x16 first_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+    SUBSECOND_INLINE f32x16 second_of(__m512i pairs) {
+        return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+    SUBSECOND_INLINE Weights load(const Block& b) {
+        const __m512i pairs = _mm512_loadu_si512(b.value);
+        return {first_of(pairs), second_of(pairs)};
+    }
+    SUBSECOND_INLINE f32x16 fold(Weights w, Act a, f32x16 sum) {
+        const __m512i both = _mm512_set1_epi32(a);
+        return fma(w.second, second_of(both), fma(w.first, first_of(both), sum));
     }
 
 #else

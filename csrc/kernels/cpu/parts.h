@@ -8,7 +8,7 @@
 #include "../ops.h"
 
 #ifndef SUBSECOND_ISA
-#error "compile with -DSUBSECOND_ISA=generic, avx2, avx512, neon or neon_dotprod"
+#error "compile with -DSUBSECOND_ISA=generic, avx2, avx512_vnni, avx512, neon or neon_dotprod"
 #endif
 
 namespace subsecond::SUBSECOND_ISA {
