@@ -211,7 +211,8 @@ int main(int argc, char** argv) {
     const KernelTable* table = argc > 1 ? table_by_name(argv[1]) : table_best();
     const double seconds = argc > 2 ? std::atof(argv[2]) : 0.3;
     if (table == nullptr || !(seconds > 0)) {
-        std::fprintf(stderr, "usage: %s [generic|avx2|avx512_vnni|avx512|neon] [seconds]: not built or not supported here\n",
+        std::fprintf(stderr,
+                     "usage: %s [generic|avx2|avx512_vnni|avx512|neon] [seconds]: not built or not supported here\n",
                      argv[0]);
         return 2;
     }

@@ -27,8 +27,21 @@ ARROWS: dict[str, set[str]] = {
     "tasks": FOUNDATION | {"program", "models", "formats", "runtime", "engine", "text", "_native"},
     "bench": FOUNDATION
     | {"program", "models", "formats", "runtime", "engine", "text", "tasks", "_native"},
+    "serve": FOUNDATION
+    | {"program", "models", "formats", "runtime", "engine", "text", "tasks", "_native"},
     "cli": FOUNDATION
-    | {"program", "models", "formats", "runtime", "engine", "text", "tasks", "bench", "_native"},
+    | {
+        "program",
+        "models",
+        "formats",
+        "runtime",
+        "engine",
+        "text",
+        "tasks",
+        "bench",
+        "serve",
+        "_native",
+    },
     "__init__": FOUNDATION | {"tasks", "engine", "formats"},
     "__main__": {"cli"},
 }

@@ -8,6 +8,8 @@
     |   +-- TextError         text that cannot be tokenized, or a template that cannot be rendered
     +-- FetchError            a model could not be fetched (network, offline mode, checksum)
     +-- RuntimeFailure        the runtime failed although its input was valid (exit code 1)
+        +-- EngineUnavailable    the engine process is not there, or ended before the answer did
+        +-- ProtocolError        bytes between two of our processes are no message
 
 Messages name the key or the value, and the fix. They never hold a stack trace.
 """
@@ -55,3 +57,11 @@ class FetchError(SubsecondError):
 
 class RuntimeFailure(SubsecondError):  # noqa: N818 (RuntimeError is taken)
     """The runtime failed although its input was valid."""
+
+
+class EngineUnavailable(RuntimeFailure):
+    """The engine process is not there, or it ended before the answer did. Asking again may help."""
+
+
+class ProtocolError(RuntimeFailure):
+    """What arrived from another process of Subsecond is no message."""

@@ -75,7 +75,7 @@ def test_help_is_complete(inline: Run) -> None:
     assert text.stderr == ""
     for command in options.COMMANDS:
         assert command in text.stdout
-        own = inline(command, "--help")
+        own = inline(*command.split(), "--help")
         assert own.returncode == 0
         assert own.stdout.startswith(f"usage: subsecond {command}")
     assert "is written ./NAME" in " ".join(inline("generate", "--help").stdout.split())

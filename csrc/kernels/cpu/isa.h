@@ -2,7 +2,7 @@
 // formats.
 //
 // Owns: the mapping from names to instructions. Knows nothing of kernels. Every source in this folder is compiled once
-// an instruction set, with SUBSECOND_ISA naming the namespace: avx2, avx512_vnni, avx512 (which multiplies bf16 as well),
+// an instruction set, with SUBSECOND_ISA naming the namespace: avx2, avx512_vnni, avx512 (multiplies bf16 as well),
 // neon and neon_dotprod (which differ in the instructions of dot_quads and dot_two_quads alone).
 //
 // Invariant: sources of an instruction set hold static functions and intrinsics only. A std:: template or a shared

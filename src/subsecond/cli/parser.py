@@ -114,6 +114,19 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"must be ID=BIAS: a part {error}") from None
 
 
+def field(text: str) -> tuple[str, Any]:
+    """NAME=JSON: a field of a JSON object; what is no JSON is taken as a text."""
+    import json
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"must be NAME=JSON, such as seed=1, not {shown(text)}")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
     """One of these words."""
 

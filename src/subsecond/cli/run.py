@@ -64,7 +64,8 @@ def _run(name: str, chosen: Any) -> int:
     import warnings
     from importlib import import_module
 
-    command: Callable[[Any], int] = import_module(f"subsecond.cli.{name}_command").run
+    module = f"subsecond.cli.{name.replace(' ', '_')}_command"
+    command: Callable[[Any], int] = import_module(module).run
     with warnings.catch_warnings():
         warnings.showwarning = console.warn
         return command(chosen)

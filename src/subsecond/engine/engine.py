@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from subsecond.engine.pages import Pages, PageTable
 from subsecond.engine.plan_writer import PlanWriter
+from subsecond.engine.report import PageUse, StepReport, page_use, step_shape
 from subsecond.engine.request import Logprob, Request, SequenceState
 from subsecond.engine.scheduler import Limits, Scheduler, Work
 from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
@@ -68,21 +69,45 @@ class Engine:
         self.check(request)
         self.scheduler.waiting.append(request)
 
-    def step(self) -> None:
-        """One call into the runtime, and its outcome in the requests' sequences. Nothing if nobody
+    def step(self) -> StepReport | None:
+        """One call into the runtime, and its outcome in the requests' sequences. None if nobody
         waits.
         """
+        start_s = time.monotonic()
         self._admit()
         step = self.scheduler.schedule()
         if not step:
             if self.scheduler.running or self.scheduler.waiting:
                 raise RuntimeFailure("requests wait, but no step can be formed")
-            return
+            return None
+        shape = step_shape(step)
         max_steps = self.scheduler.steps(step)
         rows = self._fill(step, max_steps)
         tokens = sum(work.count for work in step)
         done = self.runner.run(tokens, len(step), len(rows), max_steps)
         self._commit(step, rows, done)
+        return StepReport(shape, done, time.monotonic() - start_s, rows)
+
+    def expire(self, now_s: float, step_s: float) -> list[SequenceState]:
+        """Ends the texts that must not have another step, which would take `step_s` seconds
+        (`SequenceState.is_due`), with the reason "deadline"; those texts.
+        """
+        scheduler = self.scheduler
+        due = [
+            sequence
+            for requests in (scheduler.waiting, scheduler.running)
+            for request in requests
+            if request.deadline_s <= now_s + step_s
+            for sequence in request.sequences
+            if sequence.finish_reason is None and sequence.is_due(now_s, step_s)
+        ]
+        for sequence in due:
+            self.finish(sequence, "deadline")
+        return due
+
+    def page_use(self) -> PageUse:
+        """Where the KV pages are."""
+        return page_use(self.pages, [kept.tables for kept in self.kept])
 
     def cancel(self, request: Request) -> None:
         """Ends every text of the request that is still running."""

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -274,7 +274,8 @@ class SequenceState:
     pages.
 
     `tables` holds one page table a cache group; it is empty before the sequence runs and after it
-    is retired. `finish_reason`: None while it runs, then "stop", "length" or "cancelled".
+    is retired. `finish_reason`: None while it runs, then "stop", "length", "cancelled" or
+    "deadline".
     """
 
     __slots__ = (
@@ -301,6 +302,14 @@ class SequenceState:
         """Number of tokens chosen so far."""
         return len(self.tokens) - len(self.request.prompt)
 
+    def is_due(self, now_s: float, step_s: float) -> bool:
+        """Whether the text must not have another step: its deadline has passed, or, where it may
+        end early and has the tokens that were promised, would pass in a step of `step_s` seconds.
+        """
+        request = self.request
+        early = request.on_deadline == "finish" and self.generated >= request.promised_tokens
+        return now_s + (step_s if early else 0.0) >= request.deadline_s
+
     @property
     def last_stored(self) -> int:
         """Most positions that this sequence will ever store: the last chosen token isn't
@@ -312,6 +321,11 @@ class SequenceState:
 class Request:
     """A prompt with its parameters; `sequences` are its `params.n` texts. `sampling`: the numbers
     that `params` may leave to the model; None: where it does, they are greedy and off.
+
+    deadline_s: `time.monotonic()` seconds at which the answer ends, done or not. promised_tokens: a
+    text that has fewer isn't ended before the deadline itself. on_deadline: "finish" lets a text
+    end a step early, so that it is never late; "full" doesn't. priority, tenant: for whoever gives
+    out free room, and for what texts may share pages.
 
     The sequences beyond the first begin as forks of the first when the prompt is computed.
     """
@@ -325,6 +339,11 @@ class Request:
         stop_ids: Sequence[int],
         sampling: Sampling | None = None,
         keep: bool = False,
+        deadline_s: float = math.inf,
+        promised_tokens: int = 0,
+        on_deadline: Literal["finish", "full"] = "finish",
+        priority: int = 0,
+        tenant: str = "",
     ) -> None:
         if keep and params.n > 1:
             raise RequestError(f"only a request with one text can be kept; n is {params.n}", "n")
@@ -337,6 +356,11 @@ class Request:
             params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         )
         self.keep = keep
+        self.deadline_s = deadline_s
+        self.promised_tokens = promised_tokens
+        self.on_deadline = on_deadline
+        self.priority = priority
+        self.tenant = tenant
         self.promise: list[int] = []  # pages promised to this request, one number a cache group
         self.sequences = [SequenceState(self, choice, list(prompt)) for choice in range(params.n)]
         self.scheduled_s = math.nan  # time.monotonic() of the first step that holds a token of it

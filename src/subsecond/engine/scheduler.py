@@ -11,6 +11,7 @@ refused when it comes.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,13 +141,15 @@ class Scheduler:
         return step
 
     def steps(self, step: Sequence[Work]) -> int:
-        """How many steps one call may do: several only if every row decodes and nobody waits for a
-        place.
+        """How many steps one call may do: several only if every row decodes, nobody waits for a
+        place, and none has a deadline, which is looked at between calls.
         """
         limit = self.limits.steps
         for work in step:
             sequence = work.sequence
             if work.count != 1 or sequence.generated == 0:
+                return 1
+            if sequence.request.deadline_s < math.inf:
                 return 1
             limit = min(limit, sequence.request.max_tokens - sequence.generated)
         return 1 if self.waiting else limit

@@ -52,8 +52,8 @@ class LLM:
     kv                   format of the KV cache, "bf16", "int8" or "f32"; None: f32 with f32
                          weights, else bf16
     threads              None: as many as the process has processors
-    isa                  instruction set, "avx512" (with VNNI and BF16), "avx512_vnni", "avx2", "neon"
-                         or "generic"; None: the best that the processor has
+    isa                  instruction set, "avx512" (VNNI and BF16), "avx512_vnni", "avx2", "neon" or
+                         "generic"; None: the best that the processor has
     max_tokens_per_step  tokens of prompts that are computed at once
     max_sequences        texts that are computed together, and most `n` of a request
     context              most tokens of a prompt and its answer together; None: the model's own

@@ -37,15 +37,23 @@ KV_SHARE = 4  # the KV cache may take this part of the machine's memory, or one 
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model that can run. settings: chat template, ids that end a text, suggested sampling."""
+class LoadedEngine:
+    """A model that can run, of token ids."""
 
     artifact: artifact.Artifact
-    tokenizer: Tokenizer
-    settings: text_settings.TextSettings
     program: Program
     engine: Engine
     executor: str
+
+
+@dataclass(frozen=True)
+class Loaded(LoadedEngine):
+    """A model that can run, of texts. settings: chat template, ids that end a text, suggested
+    sampling.
+    """
+
+    tokenizer: Tokenizer
+    settings: text_settings.TextSettings
 
     @property
     def vocab_size(self) -> int:
@@ -72,6 +80,36 @@ def load(options: ModelOptions, progress: Progress | Literal[False] | None = Non
 
     Raises ModelError, FetchError or InputError naming what is wrong.
     """
+    with _opened(options, progress) as (opened, weights):
+        tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
+        settings = text_settings.decode(opened.read(artifact.TEXT))
+        program = Program.from_json(opened.read(artifact.PROGRAM))
+    engine, executor = _engine(opened, program, weights, options, STEPS_PER_CALL)
+    return Loaded(opened, program, engine, executor, tokenizer, settings)
+
+
+def load_engine(
+    options: ModelOptions,
+    progress: Progress | Literal[False] | None = None,
+    *,
+    steps_per_call: int = STEPS_PER_CALL,
+) -> LoadedEngine:
+    """`load` without what texts need, for a process that sees none. steps_per_call: most decode
+    steps of one call into the runtime.
+    """
+    with _opened(options, progress) as (opened, weights):
+        program = Program.from_json(opened.read(artifact.PROGRAM))
+    engine, executor = _engine(opened, program, weights, options, steps_per_call)
+    return LoadedEngine(opened, program, engine, executor)
+
+
+@contextmanager
+def _opened(
+    options: ModelOptions, progress: Progress | Literal[False] | None
+) -> Iterator[tuple[artifact.Artifact, native.Weights]]:
+    """The artifact and its mapped weights. They are checked beside what the block does; its end
+    waits for the outcome.
+    """
     with _shown(progress) as shown:
         path = locate(
             options.model,
@@ -85,18 +123,26 @@ def load(options: ModelOptions, progress: Progress | Literal[False] | None = Non
     check = _Check(opened, memoryview(weights))
     check.start()
     try:
-        tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
-        settings = text_settings.decode(opened.read(artifact.TEXT))
-        program = Program.from_json(opened.read(artifact.PROGRAM))
+        yield opened, weights
     finally:
         check.finish()
+
+
+def _engine(
+    opened: artifact.Artifact,
+    program: Program,
+    weights: native.Weights,
+    options: ModelOptions,
+    steps_per_call: int,
+) -> tuple[Engine, str]:
+    """The engine of checked parts, and what executes it in words."""
     context = _context(program, options)
     kv = options.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
     sizes = Sizes(
         max_tokens=options.max_tokens_per_step,
         max_sequences=options.max_sequences,
         max_rows=max(options.max_sequences, min(SCORED_ROWS, options.max_tokens_per_step)),
-        max_steps=STEPS_PER_CALL,
+        max_steps=steps_per_call,
         context=context,
         pages=_pages(program, kv, context, options.max_sequences),
     )
@@ -109,9 +155,8 @@ def load(options: ModelOptions, progress: Progress | Literal[False] | None = Non
         threads=options.threads,
         kv=kv,
     )
-    engine = Engine(runner, context=context, steps_per_call=STEPS_PER_CALL)
-    executor = f"native {runner.isa}, kv {kv}"
-    return Loaded(opened, tokenizer, settings, program, engine, executor)
+    engine = Engine(runner, context=context, steps_per_call=steps_per_call)
+    return engine, f"native {runner.isa}, kv {kv}"
 
 
 @contextmanager

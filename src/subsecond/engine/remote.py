@@ -1,0 +1,401 @@
+"""The engine process as the front uses it: models and requests, and a watch over the process.
+
+Owns: which models are wanted, which requests are on their way, the process's life (start, watch,
+kill, start again), and the truth about its state. Does not know: HTTP, text, admission.
+
+All methods belong to the event loop's thread. Every request that was submitted has exactly one end,
+also when the process dies under it: then an error that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from subsecond.engine.child import CLOSED, Child
+from subsecond.engine.health import Health, State, WantedModel, WatchOptions
+from subsecond.engine.messages import (
+    Drain,
+    Draining,
+    EngineMessage,
+    ErrorInfo,
+    Event,
+    Fatal,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadOptions,
+    ModelInfo,
+    OnDeadline,
+    Refused,
+    SamplingFields,
+    StepDone,
+    StepStats,
+    Submit,
+    Unload,
+    Unloaded,
+    error_of,
+)
+from subsecond.engine.request_stream import RequestStream
+from subsecond.errors import EngineUnavailable, InputError, SubsecondError
+
+log = logging.getLogger(__name__)
+
+EXIT_S = 1.0  # a process that closed its connection is ending
+
+
+@dataclass
+class _Life:
+    """One process, from its start to its end."""
+
+    child: Child
+    draining: bool = False
+    fatal: str = ""
+    streams: dict[int, RequestStream] = field(default_factory=dict)
+
+
+class RemoteEngine:
+    """A client of one engine process, which it starts, watches, and starts again.
+
+    command: of the process (`child.module_command`). on_step: called with the model's name and
+    what a turn cost, for cost models and metrics. submitted, ended: requests so far, and how they
+    ended (a finish reason, or an error's kind); `in_flight` is the difference.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        watch: WatchOptions | None = None,
+        on_step: Callable[[str, StepStats], None] | None = None,
+    ) -> None:
+        self.submitted = 0
+        self.ended: Counter[str] = Counter()
+        self._command = tuple(command)
+        self._watch = watch or WatchOptions()
+        self._on_step = on_step
+        self._models: dict[str, WantedModel] = {}
+        self._unloads: dict[str, list[asyncio.Future[None]]] = {}
+        self._life: _Life | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._next_id = 0
+        self._restarts = 0
+        self._state: State = "stopped"
+        self._reason = "it was not started"
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts the process and returns when it answers. EngineUnavailable if it doesn't."""
+        if self._supervisor is not None:
+            raise RuntimeError("the engine process was started already")
+        self._set_state("starting", "the engine process is starting")
+        self._supervisor = asyncio.create_task(self._supervise(), name="subsecond-engine")
+        while self._state == "starting":
+            await self._changed.wait()
+        if self._state != "ready":
+            reason = self._reason
+            await self.close()
+            raise EngineUnavailable(reason)
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Ends the process. drain_s: how long requests that are on their way may go on."""
+        supervisor, self._supervisor = self._supervisor, None
+        self._set_state("stopped", "the server is stopping")
+        if supervisor is None:
+            return
+        life = self._life
+        if life is not None and drain_s > 0:
+            life.draining = True
+            life.child.send(Drain())
+            await asyncio.wait([life.child.lost], timeout=drain_s)
+        supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervisor
+
+    @property
+    def health(self) -> Health:
+        """How things stand."""
+        models = {name: (model.state, model.reason) for name, model in self._models.items()}
+        state, reason = self._state, self._reason
+        if state == "ready":
+            bad = [(name, why) for name, (kind, why) in models.items() if kind == "failed"]
+            if bad:
+                state, reason = "failed", f"the model {bad[0][0]!r} is not loaded: {bad[0][1]}"
+        return Health(state, reason, self._restarts, models)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return None if self._life is None else self._life.child.pid
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that haven't ended."""
+        return 0 if self._life is None else len(self._life.streams)
+
+    async def load(self, model: str, path: str, options: LoadOptions | None = None) -> ModelInfo:
+        """Loads a model, which takes requests from then on, also after the process was started
+        again.
+
+        Raises what loading raised (ModelError, FetchError, InputError), EngineUnavailable if the
+        process is not there or ends meanwhile, InputError for a name that is taken. If the caller
+        is cancelled, loading goes on; `health` tells how it ends.
+        """
+        life = self._living()
+        if self._state != "ready":
+            raise EngineUnavailable("the engine process is starting again; ask again in a moment")
+        known = self._models.get(model)
+        if known is not None and known.state != "failed":
+            raise InputError(f"the model {model!r} is loaded already; unload it first")
+        wanted = WantedModel(path, options or LoadOptions())
+        self._models[model] = wanted
+        try:
+            return await self._load(life, model, wanted)
+        except SubsecondError:
+            if self._models.get(model) is wanted:
+                del self._models[model]
+            raise
+
+    async def unload(self, model: str) -> None:
+        """Frees a model; its requests end with an error. InputError for an unknown name."""
+        if model not in self._models:
+            raise InputError(f"no model {model!r} is loaded")
+        life, waiter = self._life, self._models.pop(model).waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(InputError(f"the model {model!r} was unloaded while it loaded"))
+        if life is None or life.child.lost.done():
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unloads.setdefault(model, []).append(done)
+        life.child.send(Unload(model))
+        await done
+
+    async def submit(
+        self,
+        model: str,
+        prompt: list[int],
+        params: SamplingFields,
+        *,
+        deadline_s: float = math.inf,
+        promised_tokens: int = 0,
+        on_deadline: OnDeadline = "finish",
+        priority: int = 0,
+        tenant: str = "",
+    ) -> RequestStream:
+        """Sends a request; its events. deadline_s: `time.monotonic()` seconds.
+
+        EngineUnavailable if the process or the model is not there now. A request that the engine
+        refuses is one whose stream has an error for its only event.
+        """
+        life = self._living()
+        state = self._models.get(model)
+        if state is None or state.state != "ready":
+            raise EngineUnavailable(f"the model {model!r} is not loaded now")
+        id = self._next_id
+        message = Submit(
+            id,
+            model,
+            prompt,
+            params,
+            deadline_s,
+            promised_tokens,
+            on_deadline,
+            priority,
+            tenant,
+        )
+        life.child.send(message)
+        self._next_id += 1
+        self.submitted += 1
+        stream = life.streams[id] = RequestStream(id, life.child.send)
+        try:
+            await life.child.drained()
+        except asyncio.CancelledError:  # nobody will read it
+            stream.cancel()
+            raise
+        return stream
+
+    def _living(self) -> _Life:
+        """The process, if it takes requests. What is raised may be shown to clients; `health` has
+        the reason.
+        """
+        life = self._life
+        if self._state == "stopped":
+            raise EngineUnavailable("the server is stopping; ask another one, or later")
+        if life is None or life.draining or life.child.lost.done():
+            raise EngineUnavailable("the engine process is starting again; ask again in a moment")
+        return life
+
+    def _set_state(self, state: State, reason: str = "") -> None:
+        self._state, self._reason = state, reason
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # The process's life.
+
+    async def _supervise(self) -> None:
+        """Starts the process, again and again."""
+        loop, watch = asyncio.get_running_loop(), self._watch
+        starts = 0  # in a row, without a stable time in between
+        failures = 0  # in a row, without having been ready
+        while True:
+            ready_s = math.inf
+
+            def mark_ready() -> None:
+                nonlocal ready_s
+                ready_s = loop.time()
+
+            reason = await self._live(mark_ready)
+            failures = failures + 1 if ready_s == math.inf else 0
+            starts = 0 if loop.time() - ready_s >= watch.stable_s else starts + 1
+            state: State = "failed" if failures >= watch.failed_after else "restarting"
+            log.error("the engine process ended: %s", reason)
+            self._restarts += 1
+            self._set_state(state, f"the engine process ended: {reason}")
+            if starts > 1:
+                delay_s = watch.backoff_s * 2.0 ** min(starts - 2, 30)
+                await asyncio.sleep(min(delay_s, watch.backoff_most_s))
+
+    async def _live(self, mark_ready: Callable[[], None]) -> str:
+        """One process from its start to its end; why it ended."""
+        life: _Life
+        child = Child(lambda message: self._take(life, message))
+        life = _Life(child)
+        self._life = life
+        watcher = reloader = None
+        try:
+            await child.start(self._command)
+            watcher = asyncio.create_task(child.watch(self._watch))
+            reloader = asyncio.create_task(self._make_ready(life, mark_ready))
+            reason = await child.lost
+            if self._state == "ready":
+                self._set_state("restarting", f"the engine process ended: {reason}")
+            self._end_all(life)
+            if reason != CLOSED or await child.exit_code(EXIT_S) is None:
+                return reason
+            return await child.end() + (f" ({life.fatal})" if life.fatal else "")
+        except OSError as error:
+            return f"it can't be started ({error.strerror or type(error).__name__})"
+        except Exception as error:  # a fault of ours ends this process, not the watch
+            log.exception("the engine process can't be served")
+            return f"it can't be served ({type(error).__name__})"
+        finally:
+            for task in (watcher, reloader):
+                if task is not None:
+                    task.cancel()
+            await asyncio.shield(self._bury(life))
+
+    async def _bury(self, life: _Life) -> None:
+        """Ends the process and all that waited for it."""
+        life.child.give_up("it was ended")
+        if self._life is life:
+            self._life = None
+        self._end_all(life)
+        for waiters in self._unloads.values():
+            for done in waiters:
+                _settle(done, None)
+        self._unloads.clear()
+        for model in self._models.values():
+            if model.waiter is not None and not model.waiter.done():
+                model.waiter.set_exception(
+                    EngineUnavailable("the engine process ended while it loaded the model")
+                )
+        await life.child.end()
+
+    def _end_all(self, life: _Life) -> None:
+        """Ends what the process left behind: requests with an error, models until they are loaded
+        again.
+        """
+        message = "the engine process ended before the answer did; it starts again, so ask again"
+        if self._state == "stopped":
+            message = "the server stopped before the answer was done"
+        error = ErrorInfo(EngineUnavailable.__name__, message)
+        for stream in list(life.streams.values()):
+            self._end(life, Event(id=stream.id, choice=0, error=error))
+        for model in self._models.values():
+            if model.state == "ready":
+                model.state = "loading"
+
+    async def _make_ready(self, life: _Life, mark_ready: Callable[[], None]) -> None:
+        """Waits for the first sign of life, and loads the models that are wanted."""
+        await life.child.answered.wait()
+        for name, model in list(self._models.items()):
+            model.state, model.reason = "loading", ""
+            try:
+                await self._load(life, name, model)
+            except EngineUnavailable:  # the process ended: the next one is asked
+                return
+            except SubsecondError as error:
+                log.error("the model %r can't be loaded again: %s", name, error)
+        mark_ready()
+        if not life.draining and self._state != "stopped":
+            self._set_state("ready")
+
+    async def _load(self, life: _Life, name: str, model: WantedModel) -> ModelInfo:
+        waiter: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+        model.waiter = waiter
+        life.child.send(Load(name, model.path, model.options))
+        return await waiter
+
+    # Messages.
+
+    def _take(self, life: _Life, message: EngineMessage) -> None:
+        match message:
+            case StepDone():
+                for event in message.events:
+                    self._event(life, event)
+                if self._on_step is not None:
+                    try:
+                        self._on_step(message.model, message.stats)
+                    except Exception:  # a fault of an observer is no fault of the engine
+                        log.exception("on_step failed")
+            case Refused():
+                self._end(life, Event(id=message.id, choice=0, error=message.error))
+            case Loaded() | LoadFailed():
+                self._loaded(message)
+            case Unloaded():
+                for done in self._unloads.pop(message.model, []):
+                    _settle(done, None)
+            case Draining():
+                life.draining = True
+                if self._state == "ready":
+                    self._set_state("restarting", "the engine process is being replaced")
+            case Fatal():
+                life.fatal = message.message
+
+    def _event(self, life: _Life, event: Event) -> None:
+        if event.ends_request:
+            self._end(life, event)
+        elif (stream := life.streams.get(event.id)) is not None:
+            stream.push(event)
+
+    def _end(self, life: _Life, event: Event) -> None:
+        """The last event of a request."""
+        stream = life.streams.pop(event.id, None)
+        if stream is not None:
+            self.ended[event.error.kind if event.error else event.finish_reason or "stop"] += 1
+            stream.push(event)
+
+    def _loaded(self, message: Loaded | LoadFailed) -> None:
+        model = self._models.get(message.model)
+        if model is None:  # unloaded meanwhile
+            return
+        waiter = model.waiter
+        waits = waiter is not None and not waiter.done()  # else whoever asked has given up
+        if isinstance(message, Loaded):
+            model.state, model.reason, model.info = "ready", "", message.info
+            if waiter is not None and waits:
+                waiter.set_result(message.info)
+        else:
+            model.state, model.reason = "failed", message.message
+            if waiter is not None and waits:
+                waiter.set_exception(error_of(ErrorInfo(message.kind, message.message)))
+
+
+def _settle(future: asyncio.Future[None], result: None) -> None:
+    if not future.done():
+        future.set_result(result)

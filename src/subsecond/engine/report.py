@@ -1,0 +1,69 @@
+"""What an engine says about a step and about its pages.
+
+Owns: the reports and how they are counted. Does not know: what they are used for (cost models,
+metrics, messages).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from subsecond.engine.cost import StepShape, shape_of
+from subsecond.engine.pages import Pages, PageTable
+from subsecond.engine.request import SequenceState
+from subsecond.engine.scheduler import Work
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one call into the runtime was.
+
+    shape: of its first step. steps: that were done. elapsed_s: the engine's own time included.
+    chosen: sequences that have new tokens, or have ended by their own fault.
+    """
+
+    shape: StepShape
+    steps: int
+    elapsed_s: float
+    chosen: Sequence[SequenceState]
+
+
+@dataclass(frozen=True)
+class PageUse:
+    """KV pages of all cache groups together. cached: held by kept texts and nobody else."""
+
+    free: int
+    cached: int
+    total: int
+
+
+def step_shape(step: Sequence[Work]) -> StepShape:
+    """The shape of a step that is about to run. Positions are counted as if no layer had a
+    window.
+    """
+    return shape_of([(work.count, work.sequence.computed, _rows(work)) for work in step])
+
+
+def _rows(work: Work) -> int:
+    """Rows of logits that a sequence's part of a step has: forks begin after the prompt."""
+    if not work.completes:
+        return 0
+    return 1 if work.sequence.generated else work.sequence.request.params.n
+
+
+def page_use(pages: Pages, kept: Sequence[Sequence[PageTable]]) -> PageUse:
+    """Counts pages. kept: the tables of kept texts, one table a cache group each."""
+    holders = Counter(
+        (group, page)
+        for tables in kept
+        for group, table in enumerate(tables)
+        for page in table.pages[table.first :]
+    )
+    references = [pool.references for pool in pages.pools]
+    return PageUse(
+        free=sum(len(pool.free) for pool in pages.pools),
+        cached=sum(references[group][page] == count for (group, page), count in holders.items()),
+        total=sum(pool.size for pool in pages.pools),
+    )

@@ -1,0 +1,93 @@
+"""The audit log: who asked for what, when, and what became of it. One JSON object a line.
+
+Owns: the fields, and that prompts and answers are not among them unless the operator asks. Keys
+appear as their public ids, never as secrets. Does not know: where the values come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from subsecond.serve.journal import Appender
+
+MAX_FIELD_CHARACTERS = 512
+_LINE_ENDS = {0x85: "\\x85", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One request, or one act of an administrator.
+
+    time: RFC 3339, UTC, milliseconds. request: our id. key: the id of the key ("" where none are
+    used, None where nobody was recognized). user: who the client says it acts for. action: the
+    route's name, or what was done. status: HTTP's. outcome: finish reason, or the error's code.
+    promised, kept: the deadline's. prompt, answer: only if the operator asks for them.
+    """
+
+    time: str = ""
+    request: str
+    key: str | None
+    client: str | None = None
+    user: str | None = None
+    action: str
+    model: str | None = None
+    status: int
+    outcome: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    deadline_ms: float | None = None
+    promised: bool | None = None
+    kept: bool | None = None
+    elapsed_ms: float | None = None
+    prompt: str | None = None
+    answer: str | None = None
+
+
+class Audit:
+    """The log. `record` never waits and never raises; `lost` counts what a full disk refused."""
+
+    def __init__(
+        self, path: Path, *, texts: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        """texts: log prompts and answers too. OSError if the file can't be opened."""
+        self._texts = texts
+        self._clock = clock
+        self._file = Appender(path)
+
+    @property
+    def lost(self) -> int:
+        """Entries that could not be written."""
+        return self._file.lost
+
+    def record(self, entry: Entry) -> None:
+        """Adds an entry, with the time of now."""
+        now_s = self._clock()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
+        own = msgspec.structs.replace(entry, time=f"{moment}.{int(now_s % 1 * 1000):03d}Z")
+        for name in Entry.__struct_fields__:
+            value = getattr(own, name)
+            if not isinstance(value, str):
+                continue
+            if name in ("prompt", "answer"):
+                setattr(own, name, _valid(value) if self._texts else None)
+            else:
+                setattr(own, name, _valid(value[:MAX_FIELD_CHARACTERS]))
+        self._file.append(msgspec.json.encode(own))
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes what is pending and closes the file."""
+        self._file.close()
+
+
+def _valid(text: str) -> str:
+    """JSON escapes most line ends; half surrogates it can't hold, and some readers of lines take
+    further characters for an end.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_LINE_ENDS)
