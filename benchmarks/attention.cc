@@ -109,9 +109,7 @@ struct Rows {
                 int64_t head_dim) {
         float *m2 = m.data() + count, *l2 = l.data() + count, *acc2 = acc.data() + count * padded;
         kernel.attend(query.data, count, block, next, head_dim, lo.data(), hi.data(), 0.0f, m2, l2, acc2);
-        for (int64_t r = 0; r < count; ++r)
-            table.attend_merge(&m[static_cast<size_t>(r)], &l[static_cast<size_t>(r)], acc.data() + r * padded, m2 + r,
-                               l2 + r, acc2 + r * padded, head_dim);
+        table.attend_merge(m.data(), l.data(), acc.data(), m2, l2, acc2, count, head_dim);
     }
     int64_t count, padded;
     Memory query;

@@ -79,9 +79,7 @@ void merge(const std::string& isa, const FloatsOut& m, const FloatsOut& l, const
     const int64_t padded = size_of(acc) / rows;
     require(padded % 16 == 0 && size_of(acc2) == size_of(acc), "acc, acc2: rows are not padded to 16");
     require(size_of(l) == rows && size_of(m2) == rows && size_of(l2) == rows, "l, m2, l2: not that many rows");
-    for (int64_t r = 0; r < rows; ++r)
-        table_of(isa).attend_merge(m.data() + r, l.data() + r, acc.data() + r * padded, m2.data() + r, l2.data() + r,
-                                   acc2.data() + r * padded, padded);
+    table_of(isa).attend_merge(m.data(), l.data(), acc.data(), m2.data(), l2.data(), acc2.data(), rows, padded);
 }
 
 }  // namespace

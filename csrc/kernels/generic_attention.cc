@@ -13,7 +13,7 @@
 namespace subsecond::generic {
 
 extern const KvKernel kv_f32, kv_bf16, kv_int8;
-void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
+void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int64_t rows,
                   int64_t head_dim);
 void argmax(const float* x, int64_t n, float* value, int64_t* index);
 float exp_sum(const float* x, int64_t n, float shift, float inv_temperature);
@@ -172,21 +172,23 @@ const KvKernel kv_f32 = {query_bytes, query_prepare, ViewF32::store, attend<View
 const KvKernel kv_bf16 = {query_bytes, query_prepare, ViewBf16::store, attend<ViewBf16>};
 const KvKernel kv_int8 = {query_bytes, query_prepare, ViewInt8::store, attend<ViewInt8>};
 
-void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
+void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int64_t rows,
                   int64_t head_dim) {
     const int64_t padded = head_dim_padded(head_dim);
-    if (*m2 == -INFINITY && *l2 == 0.0f) return;
-    if (*m == -INFINITY && *l == 0.0f) {
-        *m = *m2;
-        *l = *l2;
-        memcpy(acc, acc2, static_cast<size_t>(padded) * sizeof(float));
-        return;
+    for (int64_t r = 0; r < rows; ++r, acc += padded, acc2 += padded) {
+        if (m2[r] == -INFINITY && l2[r] == 0.0f) continue;
+        if (m[r] == -INFINITY && l[r] == 0.0f) {
+            m[r] = m2[r];
+            l[r] = l2[r];
+            memcpy(acc, acc2, static_cast<size_t>(padded) * sizeof(float));
+            continue;
+        }
+        const float largest = m2[r] > m[r] ? m2[r] : m[r];
+        const float a = expf(m[r] - largest), b = expf(m2[r] - largest);
+        m[r] = largest;
+        l[r] = l[r] * a + l2[r] * b;
+        for (int64_t d = 0; d < padded; ++d) acc[d] = acc[d] * a + acc2[d] * b;
     }
-    const float largest = *m2 > *m ? *m2 : *m;
-    const float a = expf(*m - largest), b = expf(*m2 - largest);
-    *m = largest;
-    *l = *l * a + *l2 * b;
-    for (int64_t d = 0; d < padded; ++d) acc[d] = acc[d] * a + acc2[d] * b;
 }
 
 // The largest value and its first index; a NaN anywhere gives (NaN, -1).

@@ -52,9 +52,9 @@ struct KernelTable {
     const char* name;  // "generic", "avx2", "avx512", "neon"
     LinearKernel linear[format_count];
     KvKernel kv[3];
-    // (m, l, acc) += (m2, l2, acc2) by the rule of online softmax, head_dim_padded values of acc.
+    // (m, l, acc) += (m2, l2, acc2) by the rule of online softmax, for rows of head_dim_padded values of acc.
     void (*attend_merge)(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
-                         int64_t head_dim);
+                         int64_t rows, int64_t head_dim);
     // y = x / rms(x) * w, sum of squares in a fixed order of 16 lanes then a fixed tree; w may be null (all ones).
     void (*rms_norm)(const float* x, const float* w, int64_t n, float eps, float* y);
     void (*layer_norm)(const float* x, const float* w, const float* b, int64_t n, float eps, float* y);

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include "compile.h"
@@ -18,7 +17,6 @@ namespace {
 
 constexpr int64_t run_blocks = 2;    // blocks folded before runs are: part of the numerics
 constexpr int64_t tile_tokens = 16;  // query tokens of a prompt's unit
-constexpr float nothing = -std::numeric_limits<float>::infinity();
 
 struct AttentionSpec {
     const KernelTable* kernels;
@@ -68,22 +66,11 @@ struct AttentionSpec {
 // Results of rows, as KvKernel::attend writes them.
 struct States {
     float *m, *l, *acc;  // [rows], [rows], [rows][padded]
-
-    bool empty(int64_t row) const { return l[row] == 0.0f && m[row] == nothing; }
 };
 
-// Folds row `from_row` of `from` into row `row` of `into`; the first one is taken as it is.
-void fold(const AttentionSpec& spec, const States& into, int64_t row, const States& from, int64_t from_row) {
-    float* acc = into.acc + row * spec.padded;
-    const float* other = from.acc + from_row * spec.padded;
-    if (into.empty(row)) {
-        into.m[row] = from.m[from_row];
-        into.l[row] = from.l[from_row];
-        std::memcpy(acc, other, static_cast<size_t>(spec.padded) * sizeof(float));
-    } else {
-        spec.kernels->attend_merge(into.m + row, into.l + row, acc, from.m + from_row, from.l + from_row, other,
-                                   spec.head_dim);
-    }
+// Folds `from` into `into`, row by row; a first one is taken as it is.
+void fold(const AttentionSpec& spec, const States& into, const States& from, int64_t rows) {
+    spec.kernels->attend_merge(into.m, into.l, into.acc, from.m, from.l, from.acc, rows, spec.head_dim);
 }
 
 int64_t partial_floats(const AttentionSpec& spec) { return 2 * round_up(spec.share, 16) + spec.share * spec.padded; }
@@ -166,9 +153,7 @@ class Attender {
             const uint8_t* next = index < last ? spec_.block(table_, index + 1, tile_.kv_head) : after;
             spec_.kv->attend(w_.query, rows_, spec_.block(table_, index, tile_.kv_head), next, spec_.head_dim, w_.lo,
                              w_.hi, spec_.softcap, result.m, result.l, result.acc);
-            if (index == begin) continue;
-            for (int64_t r = 0; r < rows_; ++r)
-                if (w_.lo[r] < w_.hi[r]) fold(spec_, into, r, w_.block, r);
+            if (index != begin) fold(spec_, into, w_.block, rows_);
         }
     }
 
@@ -178,8 +163,7 @@ class Attender {
         for (int64_t begin = first; begin <= last;) {
             const int64_t end = std::min(last + 1, round_up(begin + 1, run_blocks));
             attend(begin, end, last, after, begin == first ? w_.total : w_.run);
-            for (int64_t r = 0; begin != first && r < rows_; ++r)
-                if (!w_.run.empty(r)) fold(spec_, w_.total, r, w_.run, r);
+            if (begin != first) fold(spec_, w_.total, w_.run, rows_);
             begin = end;
         }
         for (int64_t r = 0; r < rows_; ++r) write(r, w_.total, r);
@@ -329,8 +313,7 @@ class Attend final : public Stage {
         if (pending.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         const int64_t first = index - part;
         const States total = partial(first, kv_head);
-        for (int64_t i = first + 1; i < first + runs; ++i)
-            for (int64_t r = 0; r < spec_->share; ++r) fold(*spec_, total, r, partial(i, kv_head), r);
+        for (int64_t i = first + 1; i < first + runs; ++i) fold(*spec_, total, partial(i, kv_head), spec_->share);
         for (int64_t r = 0; r < spec_->share; ++r) attender.write(r, total, r);
     }
 

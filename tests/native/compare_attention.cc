@@ -177,8 +177,8 @@ void check_merge(Line& line, const KernelTable& table, int64_t head_dim, int see
     if (!left) std::fill(acc.data(), acc.data() + padded, 0.0f);
     if (!right) std::fill(other.data(), other.data() + padded, 0.0f);
     std::copy(acc.data(), acc.data() + padded, want.data());
-    table.attend_merge(&m, &l, acc.data(), &m2, &l2, other.data(), head_dim);
-    generic().attend_merge(&want_m, &want_l, want.data(), &m2, &l2, other.data(), head_dim);
+    table.attend_merge(&m, &l, acc.data(), &m2, &l2, other.data(), 1, head_dim);
+    generic().attend_merge(&want_m, &want_l, want.data(), &m2, &l2, other.data(), 1, head_dim);
     line.near(m, want_m, 0.0, head_dim, seen);
     line.near(l, want_l, seen == 3 ? 2e-6 * static_cast<double>(want_l) : 0.0, head_dim, seen);
     for (int64_t d = 0; d < padded; ++d) line.near(acc[d], want[d], seen == 3 ? 3e-6 : 0.0, head_dim, seen);

@@ -43,27 +43,36 @@ void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, 
 
 const KvKernel kv_f32 = {DotF32::query_bytes, query_prepare, store_slot, attend_rows<FloatKernel<DotF32>>};
 
-// Both parts rescaled to the larger maximum. A part that saw nothing (m = -inf, l = 0) changes nothing.
-void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
+// Both parts rescaled to the larger maximum; one of the two factors is exp(0) = 1, `factor` the other.
+static void merge_row(float* m, float* l, float* acc, float m2, float l2, const float* acc2, float factor,
+                      int64_t padded) {
+    const bool rises = m2 > *m;
+    *l = rises ? __builtin_fmaf(*l, factor, l2) : __builtin_fmaf(l2, factor, *l);
+    *m = rises ? m2 : *m;
+    const f32x16 a = set1(rises ? factor : 1.0f), b = set1(rises ? 1.0f : factor);
+    for (int64_t d = 0; d < padded; d += lanes) store(acc + d, fma(load(acc2 + d), b, mul(load(acc + d), a)));
+}
+
+// A part that saw nothing (m = -inf, l = 0) changes nothing.
+void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int64_t rows,
                   int64_t head_dim) {
     const int64_t padded = head_dim_padded(head_dim);
-    if (*m2 == minus_infinity && *l2 == 0.0f) return;
-    if (*m == minus_infinity && *l == 0.0f) {
-        *m = *m2;
-        *l = *l2;
-        for (int64_t d = 0; d < padded; d += lanes) store(acc + d, load(acc2 + d));
-        return;
+    for (int64_t first = 0; first < rows; first += lanes) {
+        const int64_t end = first + lanes < rows ? first + lanes : rows;
+        alignas(64) float factor[lanes] = {};
+        for (int64_t r = first; r < end; ++r) factor[r - first] = m2[r] > m[r] ? m[r] - m2[r] : m2[r] - m[r];
+        store(factor, vector_exp(load(factor)));
+        for (int64_t r = first; r < end; ++r) {
+            if (m2[r] == minus_infinity && l2[r] == 0.0f) continue;
+            if (m[r] == minus_infinity && l[r] == 0.0f) {
+                m[r] = m2[r];
+                l[r] = l2[r];
+                memcpy(acc + r * padded, acc2 + r * padded, static_cast<size_t>(padded) * sizeof(float));
+            } else {
+                merge_row(m + r, l + r, acc + r * padded, m2[r], l2[r], acc2 + r * padded, factor[r - first], padded);
+            }
+        }
     }
-    // One of the two factors is exp(0) = 1.
-    const bool rises = *m2 > *m;
-    const float distance = rises ? *m - *m2 : *m2 - *m;
-    const f32x16 one = set1(1.0f), factor = vector_exp(set1(distance));
-    const f32x16 a = rises ? factor : one, b = rises ? one : factor;
-    float first[lanes];
-    store(first, factor);
-    *l = rises ? __builtin_fmaf(*l, first[0], *l2) : __builtin_fmaf(*l2, first[0], *l);
-    *m = rises ? *m2 : *m;
-    for (int64_t d = 0; d < padded; d += lanes) store(acc + d, fma(load(acc2 + d), b, mul(load(acc + d), a)));
 }
 
 }  // namespace subsecond::SUBSECOND_ISA

@@ -18,7 +18,7 @@ int64_t act_bytes_int(int64_t k);
 void act_prepare_int(const float* x, int64_t k, void* row);
 extern const LinearKernel linear_f32, linear_bf16, linear_int8, linear_int4;
 extern const KvKernel kv_f32, kv_bf16, kv_int8;
-void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2,
+void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int64_t rows,
                   int64_t head_dim);
 void rms_norm(const float* x, const float* w, int64_t n, float eps, float* y);
 void layer_norm(const float* x, const float* w, const float* b, int64_t n, float eps, float* y);
