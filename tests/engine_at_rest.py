@@ -12,11 +12,12 @@ def idle(engine: Engine) -> bool:
 
 
 def assert_nothing_held(engine: Engine) -> None:
-    """Nothing runs, and pages are held by kept texts alone; those are dropped."""
+    """Nothing runs and nobody holds a page; all are free when what they hold is forgotten."""
     assert idle(engine)
     assert check(snapshot(engine)) == []
-    while engine.kept:
-        engine._drop(engine.kept[0])
-    assert [(len(pool.free), pool.promised) for pool in engine.pages.pools] == [
-        (pool.size, 0) for pool in engine.pages.pools
+    assert not any(any(pool.references) for pool in engine.pages.pools)
+    engine.prefixes.clear()
+    assert check(snapshot(engine)) == []
+    assert [len(pool.free) for pool in engine.pages.pools] == [
+        pool.size for pool in engine.pages.pools
     ]

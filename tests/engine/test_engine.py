@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from engine_at_rest import assert_nothing_held, idle
 from fake_runner import FakeRunner, reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
@@ -32,12 +30,9 @@ def make_request(
     max_tokens: int,
     *,
     stop_ids: tuple[int, ...] = (),
-    keep: bool = False,
     **params: Any,
 ) -> Request:
-    return Request(
-        prompt, SamplingParams(**params), max_tokens=max_tokens, stop_ids=stop_ids, keep=keep
-    )
+    return Request(prompt, SamplingParams(**params), max_tokens=max_tokens, stop_ids=stop_ids)
 
 
 def make_prompt(seed: int, length: int) -> list[int]:
@@ -217,66 +212,6 @@ def test_logprobs_belong_to_their_tokens() -> None:
         )
 
 
-@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-def test_a_kept_text_is_not_computed_again(groups: tuple[CacheGroup, ...]) -> None:
-    runner = FakeRunner(groups=groups)
-    engine = Engine(runner, context=512)
-    first = make_request(make_prompt(1, 150), 20, keep=True)
-    engine.submit(first)
-    run(engine)
-    runner.calls.clear()
-    prompt = first.sequences[0].tokens + make_prompt(2, 9)
-    second = make_request(prompt, 20, keep=True)
-    engine.submit(second)
-    engine.step()
-    assert (
-        runner.calls[0][0] == 10
-    )  # the nine new ones, and the last chosen token, which was never computed
-    assert second.cached_tokens == 169
-    run(engine)
-    assert answer(second) == reference(prompt, 20, groups=groups)
-    branch = prompt[:140] + make_prompt(3, 30)  # an earlier turn was edited
-    third = make_request(branch, 20)
-    engine.submit(third)
-    run(engine)
-    assert answer(third) == reference(branch, 20, groups=groups)
-    assert_nothing_held(engine)
-
-
-def test_another_request_shares_a_kept_text_and_leaves_it() -> None:
-    engine = Engine(FakeRunner(), context=512)
-    first = make_request(make_prompt(1, 150), 20, keep=True)
-    engine.submit(first)
-    run(engine)
-    (kept,) = engine.kept
-    prompt = [*make_prompt(1, 100), 7, 8]
-    for keep in (False, True):  # a keeping one that parts from it before its middle is no next turn
-        other = make_request([*prompt[: 100 if not keep else 70], 7, 8], 20, keep=keep)
-        engine.submit(other)
-        run(engine)
-        assert other.cached_tokens == (100 if not keep else 70)
-        assert answer(other) == reference(other.prompt, 20)
-        assert engine.kept[0] is kept
-    turn = make_request([*kept.tokens, 5], 20, keep=True)
-    engine.submit(turn)
-    run(engine)
-    assert turn.cached_tokens == len(kept.tokens)
-    assert answer(turn) == reference(turn.prompt, 20)
-    assert kept not in engine.kept
-
-
-def test_kept_texts_give_way_to_requests() -> None:
-    engine = Engine(FakeRunner(pages_per_group=4), context=256)
-    engine.submit(make_request(make_prompt(1, 100), 20, keep=True))
-    run(engine)
-    assert len(engine.kept) == 1
-    other = make_request(make_prompt(2, 150), 100)
-    engine.submit(other)
-    run(engine)
-    assert answer(other) == reference(other.prompt, 100)
-    assert engine.kept == []
-
-
 def test_logits_of_every_token_in_chunks() -> None:
     runner = FakeRunner(groups=GROUPS["both"])
     engine = Engine(runner, context=512)
@@ -289,68 +224,6 @@ def test_logits_of_every_token_in_chunks() -> None:
         fresh.logits(tokens[:length], whole)
         last = slice((length - 1) * 97, length * 97)
         assert out[last].tolist() == whole[last].tolist()
-    assert_nothing_held(engine)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    data=st.data(),
-    groups=st.sampled_from(sorted(GROUPS)),
-    pages=st.integers(6, 20),
-    max_tokens=st.integers(4, 64),
-)
-def test_random_arrivals_and_cancels(
-    data: st.DataObject, groups: str, pages: int, max_tokens: int
-) -> None:
-    runner = FakeRunner(groups=GROUPS[groups], pages_per_group=pages, max_tokens=max_tokens)
-    engine = Engine(runner, context=384, steps_per_call=data.draw(st.integers(1, 8)))
-    requests: list[Request] = []
-    for turn in range(data.draw(st.integers(1, 25))):
-        action = data.draw(
-            st.sampled_from(["submit", "submit", "step", "step", "step", "cancel", "finish"])
-        )
-        if action == "submit":
-            base = make_prompt(data.draw(st.integers(0, 2)), data.draw(st.integers(1, 200)))
-            choices = data.draw(st.sampled_from([1, 1, 2, 3]))
-            request = make_request(
-                base,
-                data.draw(st.integers(1, 80)),
-                n=choices,
-                stop_ids=tuple(data.draw(st.lists(st.integers(0, 96), max_size=2))),
-                keep=choices == 1 and data.draw(st.booleans()),
-            )
-            try:
-                engine.submit(request)
-                requests.append(request)
-            except RequestError:
-                pass
-        elif action == "step":
-            engine.step()
-        elif requests:
-            request = data.draw(st.sampled_from(requests))
-            if action == "cancel":
-                engine.cancel(request)
-            else:
-                for sequence in request.sequences:
-                    if sequence.generated and sequence.finish_reason is None:
-                        engine.finish(sequence, "stop")
-                        break
-        assert check(snapshot(engine)) == [], turn
-    run(engine)
-    for request in requests:
-        assert request.finished
-        for choice, sequence in enumerate(request.sequences):
-            expected = reference(
-                request.prompt,
-                request.max_tokens,
-                choice=choice,
-                stop_ids=request.stop_ids,
-                groups=GROUPS[groups],
-            )
-            got = answer(request, choice)
-            assert got == expected[: len(got)]
-            if sequence.finish_reason == "length":
-                assert got == expected
     assert_nothing_held(engine)
 
 

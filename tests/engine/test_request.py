@@ -118,11 +118,6 @@ def test_unknown_parameters_are_an_error() -> None:
         SamplingParams(top_kk=1)  # type: ignore[call-arg]
 
 
-def test_only_one_text_can_be_kept() -> None:
-    with pytest.raises(RequestError, match="n is 2"):
-        Request([1], SamplingParams(n=2), max_tokens=1, stop_ids=(), keep=True)
-
-
 def test_seeds_that_are_not_given_differ() -> None:
     seeds = {Request([1], SamplingParams(), max_tokens=1, stop_ids=()).seed for _ in range(8)}
     assert len(seeds) == 8

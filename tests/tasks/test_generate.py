@@ -25,7 +25,7 @@ PROMPTS = ["the sky", "a", "hello there, " * 20, "你好 🎉", "x" * 90]
 def pages_in_use(llm: LLM) -> int:
     engine = llm._parts.engine
     assert check(snapshot(engine)) == []
-    return sum(pool.size - len(pool.free) for pool in engine.pages.pools)
+    return sum(pool.size - pool.available for pool in engine.pages.pools)
 
 
 def sampling(**changes: Any) -> SamplingParams:

@@ -17,7 +17,7 @@ import pytest
 from engine_at_rest import assert_nothing_held
 
 from subsecond import LLM, Chat, RuntimeFailure, SamplingParams
-from subsecond.engine import engine, pages, plan_writer, scheduler
+from subsecond.engine import engine, pages, plan_writer, prefix, scheduler
 from subsecond.engine.invariants import check, snapshot
 from subsecond.tasks import shared
 
@@ -60,7 +60,7 @@ def test_an_interrupt_after_the_lock_was_taken_leaves_it_free(llm: LLM, blocking
 
 def test_every_line_of_the_engine_may_be_interrupted(llm: LLM) -> None:
     """The interrupt comes at one line after the other, of all that runs under the lock."""
-    files = {module.__file__ for module in (engine, pages, plan_writer, scheduler, shared)}
+    files = {module.__file__ for module in (engine, pages, plan_writer, prefix, scheduler, shared)}
     prompt = llm.encode("the sky is high and wide")
     expected = list(llm.generate([prompt], FEW)[0].token_ids)
     calls: list[Callable[[], object]] = [
@@ -97,9 +97,8 @@ def test_an_interrupted_turn_keeps_what_was_computed(llm: LLM) -> None:
         chat.send("the sky")
     del llm._parts.engine.runner.run  # type: ignore[method-assign]
     assert check(snapshot(llm._parts.engine)) == []
-    (kept,) = llm._parts.engine.kept
     ids = llm.encode_chat([{"role": "user", "content": "the sky"}])
-    assert kept.tokens[: len(ids)] == ids
+    assert llm._parts.engine.prefixes.find("", [*ids, 0], len(ids)).length == len(ids)
 
 
 def test_an_interrupted_step_fails_the_texts_of_other_threads_aloud(llm: LLM) -> None:

@@ -122,14 +122,71 @@ def test_planted_violations_are_found(tiny_artifact: Path, plant: Callable[[LLM]
     assert differences(lambda **options: LLM(tiny_artifact, **options), plant) != []
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_known_beginnings_change_nothing_but_time(tiny_artifact: Path, kv: str) -> None:
+    """Cached, computed again after preemption, in chunks: the same bits, logprobs included."""
+    assert cache_differences(tiny_artifact, kv=kv) == []
+
+
+def test_known_beginnings_with_windows_change_nothing(tiny_window_artifact: Path) -> None:
+    assert cache_differences(tiny_window_artifact) == []
+
+
+@pytest.mark.real_model
+def test_known_beginnings_of_the_default_model_change_nothing(real_artifact: Path) -> None:
+    assert cache_differences(real_artifact, context=512) == []
+
+
+def cache_differences(path: Path, **options: Any) -> list[str]:
+    """The ways in which answers out of a full cache, or out of a memory that is too small for all,
+    differ from those of a model that knows nothing.
+    """
+    found: list[str] = []
+    with LLM(path, threads=1, max_sequences=8, **options) as llm:
+        base = prompts_of(llm.vocab_size, (200,))[0]
+        prompts = [base[:length] + [9] * 3 for length in (1, 55, 56, 64, 65, 120, 121, 185)]
+        engine = llm._parts.engine
+        alone = []
+        for prompt in prompts:
+            engine.prefixes.clear()
+            alone.append(answers(llm, [prompt])[0])
+    for chunk in (8, 37, 512):
+        with LLM(path, threads=2, max_sequences=8, max_tokens_per_step=chunk, **options) as llm:
+            engine = llm._parts.engine
+            for way in ("empty", "cached", "preempted", "cached after all"):
+                if way == "preempted":  # the prompts fit, the answers don't
+                    engine.prefixes.clear()
+                    for pool in engine.pages.pools:
+                        pool.free = pool.free[-6:]
+                preempted = counted_preemptions(llm)
+                if answers(llm, prompts) != alone:
+                    found.append(f"{way}, {chunk} tokens a step")
+                if way == "preempted" and not preempted and chunk == 512:
+                    found.append("nothing was preempted")
+    return found
+
+
+def counted_preemptions(llm: LLM) -> list[int]:
+    """A list that gets an element with each preemption."""
+    engine, found = llm._parts.engine, list[int]()
+    scheduler = engine.scheduler
+    displace = type(scheduler).displace
+
+    def counted(text: Any) -> None:
+        found.append(text.generated)
+        displace(scheduler, text)
+
+    scheduler.displace = counted  # type: ignore[method-assign]
+    return found
+
+
 def test_small_memory_changes_nothing_but_time(tiny_artifact: Path) -> None:
     """A KV cache for one context: requests wait for each other, and answer as ever."""
     with LLM(tiny_artifact, threads=1, max_sequences=8) as llm:
         prompts = prompts_of(llm.vocab_size)
         expected = answers(llm, prompts)
         pool = llm._parts.engine.pages.pools[0]
-        kept = pool.free[-8:]  # one context of 512
-        pool.free[:] = kept
-        pool.promised = pool.size - len(kept)
+        llm._parts.engine.prefixes.clear()
+        pool.free = pool.free[-8:]  # one context of 512
         assert answers(llm, prompts) == expected
-        assert len(pool.free) == len(kept)
+        assert pool.available == 8

@@ -120,6 +120,9 @@ def test_a_request_that_is_cancelled_before_it_began_gives_nothing(llm: LLM) -> 
 def test_logits_wait_for_streams_that_hold_the_cache(llm: LLM) -> None:
     engine = llm._parts.engine
     few = SamplingParams(max_tokens=engine.context - 10, ignore_eos=True)
+    pool = engine.pages.pools[0]
+    engine.prefixes.clear()
+    hidden, pool.free = pool.free[:-8], pool.free[-8:]  # memory for one context
     expected = [piece.token_id for piece in llm.stream([1, 2], few)]
     streams = [llm.stream([1, 2], few) for _ in range(8)]
     for stream in streams:
@@ -130,6 +133,7 @@ def test_logits_wait_for_streams_that_hold_the_cache(llm: LLM) -> None:
     assert [expected[0], *(piece.token_id for piece in streams[0])] == expected
     for stream in streams:
         stream.close()  # type: ignore[attr-defined]
+    pool.free += hidden
     assert_nothing_held(llm._parts.engine)
 
 

@@ -26,6 +26,7 @@ from subsecond.formats.progress import Progress
 from subsecond.tasks.generate import LLM
 
 FIRST_ID = 256  # prompts avoid the lowest ids, where control tokens are
+APART = 8191  # a prime: where prompts begin, in tokens
 STRIDE = 7919  # a prime: consecutive ids of a prompt lie far apart in the embedding table
 
 
@@ -92,10 +93,12 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def prompt_of(vocab_size: int, length: int, number: int) -> list[int]:
-    """Token ids of the `number`th prompt: spread over the vocabulary, the same in every run."""
+    """Token ids of the `number`th prompt: spread over the vocabulary, the same in every run. No
+    other begins alike, so that the prefix cache computes nothing less.
+    """
     span = max(vocab_size - FIRST_ID, 1)
     low = FIRST_ID if vocab_size > FIRST_ID else 0
-    return [low + (number * length + i) * STRIDE % span for i in range(length)]
+    return [low + (number * APART + i) * STRIDE % span for i in range(length)]
 
 
 class _Bench:
@@ -107,8 +110,8 @@ class _Bench:
         self.number = 0
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
-        self.number += count
-        return [prompt_of(self.llm.vocab_size, length, self.number + i) for i in range(count)]
+        first, self.number = self.number, self.number + count
+        return [prompt_of(self.llm.vocab_size, length, first + i) for i in range(count)]
 
     def decode(self) -> float:
         """Tokens a second between the first and the last new token of one sequence."""

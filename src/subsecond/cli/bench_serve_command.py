@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from subsecond.cli import console
-from subsecond.cli.options import BenchServe
+from subsecond.cli.server_options import BenchServe
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
 

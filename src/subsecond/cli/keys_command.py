@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from subsecond.cli import console
-from subsecond.cli.options import Keys
+from subsecond.cli.server_options import Keys
 from subsecond.errors import InputError
 from subsecond.serve.keys import Key, KeyFile, Right, default_path
 from subsecond.serve.limits import KeyLimits

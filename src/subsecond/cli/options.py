@@ -8,40 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any
 
 from subsecond import __version__
 from subsecond.cli import console
-from subsecond.cli.parser import Parser, bias, field, integer, number, one_of, shown, suggestion
+from subsecond.cli.fields import MODEL, command, option, positional
+from subsecond.cli.parser import Parser, bias, integer, number, one_of, shown, suggestion
+from subsecond.cli.server_options import BenchServe, Keys, Serve
 from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
 from subsecond.errors import InputError
-
-MODEL = (
-    "alias, Hugging Face id, folder, GGUF file or artifact; an alias comes before a folder of the "
-    "same name, which is written ./NAME"
-)
-
-_Kind = TypeVar("_Kind")
-
-
-def option(default: Any, help: str, *, type: Any = str, **details: Any) -> Any:
-    """A flag; a boolean default makes a switch. details: argparse's choices, metavar, action, and
-    short (a letter).
-    """
-    metadata = {"help": help, "type": type, **details}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def positional(help: str, default: Any = dataclasses.MISSING, **details: Any) -> Any:
-    """An argument without a flag; optional if it has a default."""
-    metadata = {"help": help, "type": str, "positional": True, **details}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclass_transform(kw_only_default=True, field_specifiers=(option, positional))
-def command(kind: type[_Kind]) -> type[_Kind]:
-    """Marks a class that `chosen` makes a dataclass; making all of them costs 10 ms."""
-    return kind
 
 
 @command
@@ -238,90 +213,6 @@ class Bench(_Model):
     json: bool = option(False, "the result as one JSON object")
 
 
-@command
-class BenchServe:
-    """put a load on an OpenAI-compatible server and time every answer from its moment"""
-
-    url: str = positional("the server, such as http://127.0.0.1:8000 (key: $OPENAI_API_KEY)")
-    rate: float | None = option(None, "requests a second, at random moments", type=number)
-    duration: float | None = option(
-        None, "seconds in which requests arrive (default: 60)", type=number
-    )
-    requests: int | None = option(
-        None, "go on past the duration until there are so many", type=integer
-    )
-    trace: str | None = option(
-        None, "JSON lines of requests and their moments, instead of --rate", metavar="FILE"
-    )
-    model: str | None = option(
-        None, "name of the model (default: the first that the server lists)", short="m"
-    )
-    endpoint: str = option(
-        "chat", "the kind of request (default: %(default)s)", choices=("chat", "completions")
-    )
-    prompt_words: int = option(
-        100, "words of a prompt, drawn at random (default: %(default)s)", type=integer
-    )
-    prompt_file: str | None = option(
-        None, "take the prompts' words from a text, one piece after another", metavar="FILE"
-    )
-    max_tokens: int = option(48, "most tokens of an answer (default: %(default)s)", type=integer)
-    deadline_ms: float | None = option(
-        None,
-        "an answer is on time if it has ended so long after its moment; sent as X-Deadline-Ms",
-        type=number,
-    )
-    no_stream: bool = option(False, "ask for whole answers instead of streams")
-    body: list[tuple[str, Any]] | None = option(
-        None,
-        "a further field of every request, such as temperature=0; may be given several times",
-        type=field,
-        action="append",
-        metavar="NAME=JSON",
-    )
-    timeout: float = option(
-        60.0, "seconds from its moment after which a request is given up (default: 60)", type=number
-    )
-    drain: float = option(
-        30.0, "seconds to wait at the end for what is not answered (default: 30)", type=number
-    )
-    warmup: int = option(
-        1, "requests before, which don't count (default: %(default)s)", type=integer
-    )
-    seed: int = option(0, "of the moments and the prompts (default: %(default)s)", type=integer)
-    json: bool = option(False, "the result as one JSON object")
-    samples: str | None = option(None, "write every request's end as JSON lines", metavar="FILE")
-    plot: str | None = option(None, "write a picture, such as load.png", metavar="FILE")
-
-
-@command
-class Keys:
-    """make, list and revoke the API keys of a server"""
-
-    action: str = positional("create, list or revoke", type=one_of(("create", "list", "revoke")))
-    name: str | None = positional("create: a new name; revoke: an id or a name", None)
-    keys: str | None = option(
-        None, "the file of the keys (default: ~/.config/subsecond/keys.json)", metavar="FILE"
-    )
-    right: list[str] | None = option(
-        None,
-        "what the key may do, several times for several rights: use, admin, metrics (default: use)",
-        action="append",
-        choices=("use", "admin", "metrics"),
-    )
-    requests_per_minute: int | None = option(
-        None, "requests that it may send (default: no limit)", type=integer
-    )
-    tokens_per_minute: int | None = option(
-        None, "tokens of prompts and answers (default: no limit)", type=integer
-    )
-    concurrency: int | None = option(None, "requests at once (default: no limit)", type=integer)
-    priority: int | None = option(
-        None, "who gets the free room first, -9 to 9 (default: 0)", type=integer
-    )
-    json: bool = option(False, "the result as one JSON object")
-
-
 COMMANDS: dict[str, type[Any]] = {
     "generate": Generate,
     "chat": Chat,
@@ -333,6 +224,7 @@ COMMANDS: dict[str, type[Any]] = {
     "rm": Rm,
     "bench": Bench,
     "bench serve": BenchServe,
+    "serve": Serve,
     "keys": Keys,
 }
 
@@ -443,7 +335,7 @@ def _add(own: Parser, entry: dataclasses.Field[Any]) -> None:
         details.update(type=one_of(choices), metavar="{" + ",".join(choices) + "}")
     if details.pop("positional", False):
         if not missing:
-            details.update(nargs="?", default=entry.default)
+            details = {"nargs": "?", "default": entry.default, **details}
         own.add_argument(entry.name, **details)
         return
     names = ["--" + entry.name.replace("_", "-")]

@@ -103,6 +103,18 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from None
 
 
+def duration(text: str) -> float:
+    """Seconds: 1s, 500ms, 2m, or a plain number of them."""
+    units = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+    unit = next((own for own in units if text.endswith(own)), "")
+    try:
+        return float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a time such as 1s or 500ms, not {shown(text)}"
+        ) from None
+
+
 def bias(text: str) -> tuple[int, float]:
     """ID=BIAS: a token id and what is added to its logit."""
     token_id, equals, value = text.partition("=")

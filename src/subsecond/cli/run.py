@@ -42,7 +42,7 @@ def _guarded(words: Sequence[str]) -> int:
 
     try:
         name, chosen = options.parse(words)
-        if name == "chat":  # which has its own way with Ctrl-C
+        if name in ("chat", "serve"):  # which have their own way with Ctrl-C
             code = _run(name, chosen)
         else:
             with interrupt.watched(console.note):

@@ -1,19 +1,19 @@
 """The loop: schedule, run, commit.
 
-Owns: what a step computes, the sequences' progress, kept prefixes. Does not know: text, kernels,
-clients. Not thread-safe; whoever shares an engine locks it. `interrupt` alone may be called from
-other threads.
+Owns: what a step computes, the sequences' progress. Does not know: text, kernels, clients. Not
+thread-safe; whoever shares an engine locks it. `interrupt` alone may be called from other threads.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from subsecond.engine.pages import Pages, PageTable
+from subsecond.engine.pages import PAGE_POSITIONS, Pages
 from subsecond.engine.plan_writer import PlanWriter
+from subsecond.engine.prefix import Hit, PrefixCache
 from subsecond.engine.report import PageUse, StepReport, page_use, step_shape
 from subsecond.engine.request import Logprob, Request, SequenceState
 from subsecond.engine.scheduler import Limits, Scheduler, Work
@@ -27,15 +27,7 @@ if TYPE_CHECKING:
 STOP, BROKEN, NONE_ALLOWED = 1, 3, 4
 
 
-@dataclass(eq=False)
-class Kept:
-    """A text whose pages stay after its end, so that a request with the same beginning needn't
-    compute it again.
-    """
-
-    tokens: list[int]
-    tables: list[PageTable]
-    promise: list[int]
+NEVER = 2**62  # tokens
 
 
 class Engine:
@@ -52,7 +44,7 @@ class Engine:
             context=context,
         )
         self.scheduler = Scheduler(self.pages, limits)
-        self.kept: list[Kept] = []  # oldest first
+        self.prefixes = PrefixCache(self.pages)
         self.plan = PlanWriter(runner)
 
     @property
@@ -67,7 +59,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request; RequestError if it could never run."""
         self.check(request)
-        self.scheduler.waiting.append(request)
+        self.scheduler.submit(request)
 
     def step(self) -> StepReport | None:
         """One call into the runtime, and its outcome in the requests' sequences. None if nobody
@@ -80,9 +72,10 @@ class Engine:
             if self.scheduler.running or self.scheduler.waiting:
                 raise RuntimeFailure("requests wait, but no step can be formed")
             return None
-        shape = step_shape(step)
         max_steps = self.scheduler.steps(step)
-        rows = self._fill(step, max_steps)
+        step = self._supply(step, max_steps)
+        shape = step_shape(step)
+        rows = self._fill(step)
         tokens = sum(work.count for work in step)
         done = self.runner.run(tokens, len(step), len(rows), max_steps)
         self._commit(step, rows, done)
@@ -107,7 +100,7 @@ class Engine:
 
     def page_use(self) -> PageUse:
         """Where the KV pages are."""
-        return page_use(self.pages, [kept.tables for kept in self.kept])
+        return page_use(self.pages)
 
     def cancel(self, request: Request) -> None:
         """Ends every text of the request that is still running."""
@@ -119,15 +112,12 @@ class Engine:
         """Ends one text and gives its pages back; with its last text, the request ends."""
         sequence.finish_reason = reason
         sequence.sampler = None
+        if sequence.tables:
+            self._give_back(sequence)
         request = sequence.request
-        if request.keep and sequence.computed:
-            self._keep(sequence)
-        elif sequence.tables:
-            self.pages.close(sequence.tables)
-        sequence.tables = []
         if request.finished:
             request.finished_s = time.monotonic()
-            self.scheduler.retire(request)
+        self.scheduler.retire(sequence)
 
     def interrupt(self) -> None:
         """Ends the running call after the step that it is in (no call runs: the next one after its
@@ -137,151 +127,145 @@ class Engine:
 
     def reset(self) -> None:
         """Makes the engine whole after an exception that came from outside in the middle of a step
-        (Ctrl-C): what ran fails, what waits goes on waiting, kept texts stay as far as their pages
-        are there. Can itself be interrupted, and done again.
+        (Ctrl-C): what ran fails, what waits goes on waiting, what was computed stays known. Can
+        itself be interrupted, and done again.
         """
-        for request in list(self.scheduler.running):
+        scheduler = self.scheduler
+        self.prefixes.rebuild()
+        for request in list(scheduler.running):
             for sequence in request.sequences:
-                tables = sequence.tables
-                if sequence.finish_reason is None and request.keep and sequence.computed:
-                    self.kept.append(Kept(sequence.tokens[: sequence.computed], tables, []))
-                sequence.sampler, sequence.tables = None, []
+                if sequence.finish_reason is None and sequence.tables and sequence.entry:
+                    self._publish_end(sequence)
+                sequence.sampler, sequence.tables, sequence.entry = None, [], None
                 if sequence.finish_reason is None:
                     sequence.finish_reason = "cancelled"
                     request.error = RuntimeFailure(
                         "the step that computed this text was interrupted; ask again"
                     )
-            request.promise = []
             request.finished_s = time.monotonic()
-            if request in self.scheduler.waiting:  # interrupted while it was admitted
-                self.scheduler.waiting.remove(request)
-            self.scheduler.running.remove(request)
-        held: dict[int, Kept] = {}  # a text is kept once, whatever was interrupted
-        for kept in self.kept:
-            if self.pages.cover(kept.tables, len(kept.tokens)):
-                kept.promise = [len(table.pages) - table.first for table in kept.tables]
-                held[id(kept.tables)] = kept
-        self.kept = list(held.values())
-        self.pages.recount(
-            [kept.tables for kept in self.kept], [kept.promise for kept in self.kept]
-        )
+            if request in scheduler.waiting:  # interrupted on its way from one to the other
+                scheduler.waiting.remove(request)
+            scheduler.running.remove(request)
+        scheduler.unplaced = []
+        scheduler.waiting = [request for request in scheduler.waiting if not request.finished]
+        self.prefixes.rebuild()
         self.plan.clear_samplers()
 
     def has_room(self, tokens: int) -> bool:
         """Whether `logits` of so many tokens finds its KV pages: False while generations hold
         them.
         """
-        need = self._score_need(tokens)
-        running = [request.promise for request in self.scheduler.running]
-        return self.pages.fits([sum(each) for each in zip(need, *running, strict=True)])
+        need = self.pages.worst_case(tokens, tokens, 1, self.runner.max_rows)
+        return all(
+            pages <= pool.available for pages, pool in zip(need, self.pages.pools, strict=True)
+        )
 
     def logits(self, token_ids: Sequence[int], out: memoryview[float]) -> None:
         """Logits after every token: float32 [len(token_ids) * vocab_size] into `out`. Tokens are
         checked ids, for which there is room (`has_room`). RuntimeFailure naming the first position
         whose logits are NaN or infinite.
         """
-        need, tables = self._score_need(len(token_ids)), self.pages.open()
-        promised = False
+        tables = self.pages.open()
         size, vocab = min(self.runner.max_rows, self.runner.max_tokens), self.runner.vocab_size
         try:
-            while not (promised := self.pages.promise(need)):
-                if not self.kept:
+            for start in range(0, len(token_ids), size):
+                chunk = token_ids[start : start + size]
+                end = start + len(chunk)
+                if not self.pages.extend(tables, start, end):
                     raise RuntimeFailure(
                         "unfinished generations hold the KV cache; finish or close them first"
                     )
-                self._drop(self.kept[0])
-            for start in range(0, len(token_ids), size):
-                chunk = token_ids[start : start + size]
-                self._place(
-                    0, chunk, position=start, begin=0, tables=tables, end=start + len(chunk)
-                )
+                self.plan.set_sequence(0, chunk, position=start, begin=0, tables=tables)
                 self.plan.set_rows(range(len(chunk)), [None] * len(chunk))
                 self.runner.run(len(chunk), 1, len(chunk), 1)
-                broken = self.runner.logits(out[start * vocab : (start + len(chunk)) * vocab])
+                broken = self.runner.logits(out[start * vocab : end * vocab])
                 if broken >= 0:
                     raise _not_finite(start + broken)
-                self.pages.slide(tables, start + len(chunk))
+                self.pages.slide(tables, end)
         finally:
             self.pages.close(tables)
-            if promised:
-                self.pages.withdraw(need)
-
-    def _score_need(self, tokens: int) -> list[int]:
-        """Most pages that `logits` holds, one number a cache group."""
-        return self.pages.worst_case(tokens, tokens, 1, self.runner.max_rows)
 
     def _admit(self) -> None:
-        """Starts waiting requests, in order, while there are places and pages for them.
-
-        A kept text is shared with a request that begins like it. It never stands in the way of one:
-        where pages don't suffice for both, its pages count as the request's own, else the oldest
-        kept text goes.
+        """Places waiting texts, in order, while there are places and pages for them. What comes
+        after a text doesn't stand in its way.
         """
         scheduler = self.scheduler
-        while scheduler.has_place():
-            request = scheduler.waiting[0]
-            prefix, common = self._kept_prefix(request.prompt)
-            beside = prefix is not None and not _continues(request, prefix, common)
-            if beside and scheduler.admit():
-                self._start(request, prefix, common, share=True)
-                continue
-            if prefix is not None:
-                self.pages.withdraw(prefix.promise)
-            admitted = scheduler.admit()
-            if prefix is not None and not admitted:
-                self.pages.promise(prefix.promise)
-            if admitted:
-                self._start(request, prefix, common)
-                continue
-            others = [kept for kept in self.kept if kept is not prefix] or self.kept
-            if not others:
-                return
-            self._drop(others[0])
+        while (text := scheduler.next_text()) is not None:
+            while not scheduler.has_place(text):
+                if not self._make_room(text):
+                    return
+            while True:
+                hit = self.prefixes.find(text.request.tenant, text.tokens, len(text.tokens) - 1)
+                if scheduler.has_pages(text, self.prefixes.uses(hit)):
+                    break
+                if not self._make_room(text):
+                    return
+            scheduler.place(text)
+            self._start(text, hit)
 
-    def _start(
-        self, request: Request, prefix: Kept | None, common: int, *, share: bool = False
-    ) -> None:
-        """Gives an admitted request its pages: those of `prefix` up to position `common`, shared
-        with it or taken from it, where it has one.
+    def _make_room(self, text: SequenceState) -> bool:
+        """Preempts the last placed text if its request comes after this one's; whether it does."""
+        last = self.scheduler.last_placed()
+        if last is None or last.request.rank <= text.request.rank:
+            return False
+        self._preempt(last)
+        return True
+
+    def _start(self, text: SequenceState, hit: Hit) -> None:
+        """Gives a text the pages of its known beginning; it goes on, or begins, behind them."""
+        request = text.request
+        text.entry = hit.entry
+        text.publish_at = (hit.entry.depth + 1) * PAGE_POSITIONS
+        text.tables = self.prefixes.open(hit)
+        text.computed = hit.length
+        if text.sampler is None:  # else it has counted the tokens that it chose
+            text.sampler = self.runner.sampler(request, text.choice)
+        if math.isnan(request.scheduled_s):
+            request.scheduled_s = time.monotonic()
+            request.cached_tokens = hit.length
+
+    def _preempt(self, text: SequenceState) -> None:
+        """Takes a text's pages; it waits, and is computed again as far as they are needed for
+        others. Nothing that decides its next token is lost: its tokens, and the sampler's counts.
         """
-        first = request.sequences[0]
-        first.tables = self.pages.open()
-        if prefix is not None:
-            tables = self.pages.fork(prefix.tables) if share else prefix.tables
-            if self.pages.cut(tables, common):
-                first.tables = tables
-                first.computed = request.cached_tokens = common
-            else:  # positions that the prompt's end sees have left the window
-                self.pages.close(tables)
-            if not share:
-                self.kept.remove(prefix)
-        first.sampler = self.runner.sampler(request, 0)
-        request.scheduled_s = time.monotonic()
+        self._give_back(text)
+        text.computed = 0
+        self.scheduler.displace(text)
 
-    def _kept_prefix(self, prompt: Sequence[int]) -> tuple[Kept | None, int]:
-        """The kept text with the longest common beginning, and its length; the prompt's last token
-        isn't in it.
+    def _give_back(self, text: SequenceState) -> None:
+        """Gives back a text's pages, whose content stays known until they are needed."""
+        self._publish_end(text)
+        self.pages.close(text.tables)
+        text.tables, text.entry = [], None
+
+    def _publish(self, text: SequenceState) -> None:
+        """Makes a text's full pages known."""
+        if text.entry is not None:
+            entry = self.prefixes.publish(text.entry, text.tokens, text.tables, text.computed)
+            text.entry = entry
+            text.publish_at = NEVER if entry.forgotten else (entry.depth + 1) * PAGE_POSITIONS
+
+    def _publish_end(self, text: SequenceState) -> None:
+        """Makes all pages known of a text that won't be written again."""
+        if text.entry is not None and all(
+            len(table.pages) * PAGE_POSITIONS >= text.computed for table in text.tables
+        ):
+            self.prefixes.publish_end(text.entry, text.tokens, text.tables, text.computed)
+
+    def _supply(self, step: list[Work], max_steps: int) -> list[Work]:
+        """Gives each sequence of a step the pages for the positions that the call stores. Where
+        they run out, the last ones yield, and leave the step.
         """
-        best, longest = None, 0
-        for kept in self.kept:
-            common = min(_common_length(kept.tokens, prompt), len(prompt) - 1)
-            if common > longest:
-                best, longest = kept, common
-        return best, longest
+        whole = True
+        for work in step:
+            text = work.sequence
+            end = text.computed + work.count + max_steps - 1
+            while text.tables and not self.pages.extend(text.tables, text.computed, end):
+                self._preempt(self.scheduler.last_placed() or text)
+                whole = False
+        return step if whole else [work for work in step if work.sequence.tables]
 
-    def _keep(self, sequence: SequenceState) -> None:
-        held = [len(table.pages) - table.first for table in sequence.tables]
-        self.pages.withdraw(sequence.request.promise)
-        sequence.request.promise = [0] * len(held)
-        self.pages.promise(held)
-        self.kept.append(Kept(sequence.tokens[: sequence.computed], sequence.tables, held))
-
-    def _drop(self, kept: Kept) -> None:
-        self.kept.remove(kept)
-        self.pages.close(kept.tables)
-        self.pages.withdraw(kept.promise)
-
-    def _fill(self, step: Sequence[Work], max_steps: int) -> list[SequenceState]:
+    def _fill(self, step: Sequence[Work]) -> list[SequenceState]:
         """Writes the plan; the sequences that get a token, in the order of the rows."""
         rows: list[SequenceState] = []
         places: list[int] = []
@@ -289,13 +273,12 @@ class Engine:
         for index, work in enumerate(step):
             sequence, count = work.sequence, work.count
             start = sequence.computed
-            self._place(
+            self.plan.set_sequence(
                 index,
                 sequence.tokens[start : start + count],
                 position=start,
                 begin=begin,
                 tables=sequence.tables,
-                end=start + count + max_steps - 1,
             )
             begin += count
             if work.completes:
@@ -304,22 +287,6 @@ class Engine:
                 places += [begin - 1] * len(choices)
         self.plan.set_rows(places, [sequence.sampler for sequence in rows])
         return rows
-
-    def _place(
-        self,
-        index: int,
-        tokens: Sequence[int],
-        *,
-        position: int,
-        begin: int,
-        tables: list[PageTable],
-        end: int,
-    ) -> None:
-        """Sequence `index` of the plan: its tokens from place `begin` on, pages for all positions
-        below `end`.
-        """
-        self.pages.extend(tables, position, end)
-        self.plan.set_sequence(index, tokens, position=position, begin=begin, tables=tables)
 
     def _choices(self, sequence: SequenceState) -> list[SequenceState]:
         """The sequences that choose a token after this one's last: itself, and the forks that begin
@@ -334,12 +301,16 @@ class Engine:
 
     def _commit(self, step: Sequence[Work], rows: Sequence[SequenceState], done: int) -> None:
         for work in step:
-            work.sequence.computed += work.count
+            sequence = work.sequence
+            sequence.computed += work.count
+            if sequence.computed >= sequence.publish_at:
+                self._publish(sequence)
         for sequence in rows:
             first = sequence.request.sequences[0]
             if not sequence.tables:  # a fork begins
                 sequence.tables = self.pages.fork(first.tables)
                 sequence.computed = first.computed
+                sequence.entry, sequence.publish_at = first.entry, first.publish_at
         now = time.monotonic()
         for row, sequence in enumerate(rows):
             if sequence.generated == 0:
@@ -364,6 +335,8 @@ class Engine:
                 logprob, top = sequence.sampler.logprobs(index)
                 sequence.logprobs.append(Logprob(token, logprob, tuple(top)))
         sequence.computed = len(sequence.tokens) - 1  # the last chosen token hasn't been computed
+        if sequence.computed >= sequence.publish_at:
+            self._publish(sequence)
         outcome = self.plan.finish[row]
         if outcome == STOP:
             self.finish(sequence, "stop")
@@ -391,18 +364,3 @@ def _not_finite(position: int) -> RuntimeFailure:
         f"the model's logits after token {position} (counted from 0) are NaN or infinite: a value "
         "overflowed; try kv='f32' or weights='f32', and check the checkpoint"
     )
-
-
-def _continues(request: Request, kept: Kept, common: int) -> bool:
-    """Whether a request is the next turn of a kept text, which it replaces, and not another text
-    with the same beginning (a system message, say). A template may write the last turn anew.
-    """
-    return request.keep and 2 * common >= len(kept.tokens)
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens the beginnings share."""
-    length = min(len(left), len(right))
-    if left[:length] == right[:length]:
-        return length
-    return next(index for index in range(length) if left[index] != right[index])

@@ -227,7 +227,7 @@ class StepStats(Message, frozen=True):
     shape: None where nothing was computed (requests ended without a step). elapsed_s: of the whole
     step, the engine's own time included. steps: decode steps of the call; `shape` is the first's.
     running, waiting: requests. Pages: of all cache groups together; cached ones are held by
-    nothing but kept texts. free, cached and those of running requests sum up to total.
+    nothing but the prefix cache. free, cached and those of running requests sum up to total.
     """
 
     shape: StepShape | None

@@ -1,25 +1,23 @@
 """Who holds which KV page.
 
-Owns: the free pages of every cache group, reference counts, and the promise that makes a running
-request independent of all later ones. Does not know: requests, tokens, what a page contains.
+Owns: the free pages of every cache group, reference counts, and which pages nobody holds but the
+prefix cache would like to keep. Does not know: requests, tokens, what a page contains.
 
-Ownership of a sequence's pages in one group (64 positions a page):
+A page is held (references > 0), idle (nobody holds it, its content is cached) or free. Ownership of
+a sequence's pages in one group (64 positions a page):
 
-    | given back: left the window | shared with forks (refs > 1), read only | own (refs = 1), may be
-    written |
-    0                             first                                     computed
-            len(pages)
+    | given back: left the window | shared or cached, read only | own (refs = 1), may be written |
+    0                             first                         computed             len(pages)
 
-A page that is about to be written is always owned by one table: `extend` copies it first if it is
-shared.
+A page that is about to be written is always owned by one table and isn't cached: `extend` copies it
+first if it is shared or cached. Idle pages are given to whoever needs one, in the order in which
+they became idle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from subsecond.errors import RuntimeFailure
 
 PAGE_POSITIONS = 64
 NO_PAGE = -1
@@ -33,9 +31,15 @@ class CacheGroup:
 
     window: int = 0
 
+    def first_page(self, position: int) -> int:
+        """The first page of a sequence that its token at `position` sees."""
+        return max(0, position - self.window + 1) // PAGE_POSITIONS if self.window else 0
+
 
 class PagePool:
-    """The pages of one cache group."""
+    """The pages of one cache group. idle: in the order in which they became so (a dict for its
+    order alone). cached: whether the page's content is known to the prefix cache.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -43,24 +47,40 @@ class PagePool:
             range(size - 1, -1, -1)
         )  # lowest page first, so that few pages are ever touched
         self.references = [0] * size
-        self.promised = 0
+        self.cached = [False] * size
+        self.idle: dict[int, None] = {}
+
+    @property
+    def available(self) -> int:
+        """Pages that nobody holds."""
+        return len(self.free) + len(self.idle)
 
     def take(self) -> int:
-        """A free page, now with one reference."""
-        if not self.free:
-            raise RuntimeFailure("KV pages ran out although they were promised")
+        """A free page, now with one reference; there must be one."""
         page = self.free.pop()
         self.references[page] = 1
         return page
 
     def share(self, page: int) -> None:
         """One more table holds the page."""
+        if self.references[page] == 0:
+            self.idle.pop(page, None)
         self.references[page] += 1
 
     def give(self, page: int) -> None:
-        """One table fewer holds the page; it is free when none does."""
+        """One table fewer holds the page; where none does it is idle or free."""
         self.references[page] -= 1
         if self.references[page] == 0:
+            if self.cached[page]:
+                self.idle[page] = None
+            else:
+                self.free.append(page)
+
+    def uncache(self, page: int) -> None:
+        """The page's content isn't wanted any more; it is free if nobody holds it."""
+        self.cached[page] = False
+        if page in self.idle:
+            del self.idle[page]
             self.free.append(page)
 
 
@@ -75,13 +95,21 @@ class PageTable:
         self.pages: list[int] = []
         self.first = 0
 
+    @property
+    def held(self) -> int:
+        """Number of pages."""
+        return len(self.pages) - self.first
+
 
 CopyPage = Callable[[int, int, int], None]  # group, source page, destination page
+Forget = Callable[[int, int], None]  # group, page
 
 
 class Pages:
     """The pools of all cache groups, and the operations on a sequence's tables (one table a
     group).
+
+    forget: called with a cached page that is needed for another content; it must `uncache` it.
     """
 
     def __init__(
@@ -89,6 +117,7 @@ class Pages:
     ) -> None:
         self.groups = tuple(groups)
         self.pools = [PagePool(pages_per_group) for _ in self.groups]
+        self.forget: Forget = self._uncache
         self._copy_page = copy_page
 
     def worst_case(
@@ -112,39 +141,32 @@ class Pages:
         return need
 
     def fits(self, need: Sequence[int]) -> bool:
-        """Whether the need could ever be promised."""
+        """Whether so many pages, one number a group, exist."""
         return all(pages <= pool.size for pages, pool in zip(need, self.pools, strict=True))
-
-    def promise(self, need: Sequence[int]) -> bool:
-        """Sets `need` pages aside; False, and nothing is done, if so many aren't left."""
-        if any(
-            pool.promised + pages > pool.size for pages, pool in zip(need, self.pools, strict=True)
-        ):
-            return False
-        for pages, pool in zip(need, self.pools, strict=True):
-            pool.promised += pages
-        return True
-
-    def withdraw(self, need: Sequence[int]) -> None:
-        """Ends a promise."""
-        for pages, pool in zip(need, self.pools, strict=True):
-            pool.promised -= pages
 
     def open(self) -> list[PageTable]:
         """Empty tables for a new sequence."""
         return [PageTable() for _ in self.groups]
 
-    def extend(self, tables: Sequence[PageTable], computed: int, end: int) -> None:
-        """Makes positions `computed` to `end` - 1 writable: own pages behind all of them."""
+    def extend(self, tables: Sequence[PageTable], computed: int, end: int) -> bool:
+        """Makes positions `computed` to `end` - 1 writable: own pages behind all of them. False if
+        pages run out; the tables keep what they got.
+        """
+        place = computed // PAGE_POSITIONS
         for index, (table, pool) in enumerate(zip(tables, self.pools, strict=True)):
-            place = computed // PAGE_POSITIONS
-            if place < len(table.pages) and pool.references[table.pages[place]] > 1:
-                page = pool.take()
-                self._copy_page(index, table.pages[place], page)
-                pool.give(table.pages[place])
-                table.pages[place] = page
-            while len(table.pages) * PAGE_POSITIONS < end:
-                table.pages.append(pool.take())
+            pages = table.pages
+            if place < len(pages):
+                old = pages[place]
+                if (pool.references[old] > 1 or pool.cached[old]) and not self._part(
+                    index, table, place
+                ):
+                    return False
+            while len(pages) * PAGE_POSITIONS < end:
+                page = self._take(index)
+                if page == NO_PAGE:
+                    return False
+                pages.append(page)
+        return True
 
     def fork(self, tables: Sequence[PageTable]) -> list[PageTable]:
         """Tables of a second sequence with the same past; all pages are shared."""
@@ -160,55 +182,58 @@ class Pages:
         for table, pool, group in zip(tables, self.pools, self.groups, strict=True):
             if group.window == 0:
                 continue
-            oldest = max(0, computed - group.window + 1)  # what position `computed` sees first
-            while (table.first + 1) * PAGE_POSITIONS <= oldest and table.first < len(table.pages):
+            first = min(group.first_page(computed), len(table.pages))
+            while table.first < first:
                 pool.give(table.pages[table.first])
                 table.pages[table.first] = NO_PAGE
                 table.first += 1
 
-    def cut(self, tables: Sequence[PageTable], end: int) -> bool:
-        """Forgets positions from `end` on; False, and nothing is done, if earlier ones that they
-        need are gone.
-        """
-        for table, group in zip(tables, self.groups, strict=True):
-            if group.window and max(0, end - group.window + 1) < table.first * PAGE_POSITIONS:
-                return False
-        for table, pool in zip(tables, self.pools, strict=True):
-            while len(table.pages) > max(page_count(end), table.first):
-                pool.give(table.pages.pop())
-        return True
-
-    def cover(self, tables: Sequence[PageTable], end: int) -> bool:
-        """Whether the tables hold all positions below `end` that the next one sees."""
-        if len(tables) != len(self.groups):
-            return False
-        for table, group in zip(tables, self.groups, strict=True):
-            oldest = max(0, end - group.window + 1) if group.window else 0
-            if len(table.pages) < page_count(end) or table.first * PAGE_POSITIONS > oldest:
-                return False
-            if NO_PAGE in table.pages[table.first :]:
-                return False
-        return True
-
-    def recount(
-        self, tables: Sequence[Sequence[PageTable]], promises: Sequence[Sequence[int]]
-    ) -> None:
-        """Makes the pools what these tables hold and these promises set aside; all else is free."""
-        for index, pool in enumerate(self.pools):
-            references = [0] * pool.size
-            for own in tables:
-                for page in own[index].pages[own[index].first :]:
-                    references[page] += 1
-            pool.references = references
-            pool.free = [page for page in range(pool.size - 1, -1, -1) if not references[page]]
-            pool.promised = sum(promise[index] for promise in promises)
-
     def close(self, tables: Sequence[PageTable]) -> None:
-        """Gives back everything."""
+        """Gives back everything, the last page first: so leaves become idle before what they
+        follow.
+        """
         for table, pool in zip(tables, self.pools, strict=True):
-            for page in table.pages[table.first :]:
+            for page in reversed(table.pages[table.first :]):
                 pool.give(page)
             table.pages, table.first = [], 0
+
+    def recount(self, cached: Sequence[Sequence[int]]) -> None:
+        """Nobody holds a page any more: these are idle, in their order, all else is free."""
+        for pool, pages in zip(self.pools, cached, strict=True):
+            pool.references = [0] * pool.size
+            pool.cached = [False] * pool.size
+            for page in pages:
+                pool.cached[page] = True
+            pool.idle = dict.fromkeys(pages)
+            pool.free = [page for page in range(pool.size - 1, -1, -1) if not pool.cached[page]]
+
+    def _part(self, index: int, table: PageTable, place: int) -> bool:
+        """Makes a shared or cached page the table's own: a copy of it, or, where nobody else holds
+        it and there is no other page, the page itself, which isn't cached any more.
+        """
+        pool, old = self.pools[index], table.pages[place]
+        page = self._take(index)
+        if page != NO_PAGE:
+            self._copy_page(index, old, page)
+            table.pages[place] = page
+            pool.give(old)
+            return True
+        if pool.references[old] > 1:
+            return False
+        self.forget(index, old)
+        return True
+
+    def _take(self, index: int) -> int:
+        """A page for a new content, an idle one if none is free; NO_PAGE if all are held."""
+        pool = self.pools[index]
+        if not pool.free:
+            if not pool.idle:
+                return NO_PAGE
+            self.forget(index, next(iter(pool.idle)))
+        return pool.take()
+
+    def _uncache(self, index: int, page: int) -> None:
+        self.pools[index].uncache(page)
 
 
 def page_count(positions: int) -> int:

@@ -186,8 +186,10 @@ class RemoteEngine:
         on_deadline: OnDeadline = "finish",
         priority: int = 0,
         tenant: str = "",
+        observe: Callable[[Event], None] | None = None,
     ) -> RequestStream:
-        """Sends a request; its events. deadline_s: `time.monotonic()` seconds.
+        """Sends a request; its events. deadline_s: `time.monotonic()` seconds. observe: of
+        `RequestStream`.
 
         EngineUnavailable if the process or the model is not there now. A request that the engine
         refuses is one whose stream has an error for its only event.
@@ -211,7 +213,7 @@ class RemoteEngine:
         life.child.send(message)
         self._next_id += 1
         self.submitted += 1
-        stream = life.streams[id] = RequestStream(id, life.child.send)
+        stream = life.streams[id] = RequestStream(id, life.child.send, observe)
         try:
             await life.child.drained()
         except asyncio.CancelledError:  # nobody will read it

@@ -6,12 +6,11 @@ metrics, messages).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from subsecond.engine.cost import StepShape, shape_of
-from subsecond.engine.pages import Pages, PageTable
+from subsecond.engine.pages import Pages
 from subsecond.engine.request import SequenceState
 from subsecond.engine.scheduler import Work
 
@@ -32,7 +31,9 @@ class StepReport:
 
 @dataclass(frozen=True)
 class PageUse:
-    """KV pages of all cache groups together. cached: held by kept texts and nobody else."""
+    """KV pages of all cache groups together. cached: held by nobody, and kept for texts that begin
+    like the one they hold.
+    """
 
     free: int
     cached: int
@@ -53,17 +54,10 @@ def _rows(work: Work) -> int:
     return 1 if work.sequence.generated else work.sequence.request.params.n
 
 
-def page_use(pages: Pages, kept: Sequence[Sequence[PageTable]]) -> PageUse:
-    """Counts pages. kept: the tables of kept texts, one table a cache group each."""
-    holders = Counter(
-        (group, page)
-        for tables in kept
-        for group, table in enumerate(tables)
-        for page in table.pages[table.first :]
-    )
-    references = [pool.references for pool in pages.pools]
+def page_use(pages: Pages) -> PageUse:
+    """Counts pages."""
     return PageUse(
         free=sum(len(pool.free) for pool in pages.pools),
-        cached=sum(references[group][page] == count for (group, page), count in holders.items()),
+        cached=sum(len(pool.idle) for pool in pages.pools),
         total=sum(pool.size for pool in pages.pools),
     )

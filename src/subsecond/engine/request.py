@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ from subsecond.engine import values
 from subsecond.engine.pages import PageTable
 from subsecond.engine.values import INT_MAX, short
 from subsecond.errors import ModelError, RequestError, SubsecondError
+
+if TYPE_CHECKING:
+    from subsecond.engine.prefix import Entry
 
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer where nobody says: a small model that repeats itself ends here."""
@@ -273,13 +276,15 @@ class SequenceState:
     """One text in the making: `tokens` are wanted, the first `computed` of them are in the KV
     pages.
 
-    `tables` holds one page table a cache group; it is empty before the sequence runs and after it
-    is retired. `finish_reason`: None while it runs, then "stop", "length", "cancelled" or
-    "deadline".
+    `tables` holds one page table a cache group; it is empty while the sequence waits, and after it
+    has ended. entry: where its path in the prefix cache ends; publish_at: the number of computed
+    tokens at which the next page joins it. `finish_reason`: None while it runs, then "stop",
+    "length", "cancelled" or "deadline".
     """
 
     __slots__ = (
-        "choice", "computed", "finish_reason", "logprobs", "request", "sampler", "tables", "tokens"
+        "choice", "computed", "entry", "finish_reason", "logprobs", "publish_at", "request",
+        "sampler", "tables", "tokens"
     )  # fmt: skip
 
     def __init__(self, request: Request, choice: int, tokens: list[int]) -> None:
@@ -288,6 +293,8 @@ class SequenceState:
         self.tokens = tokens
         self.computed = 0
         self.tables: list[PageTable] = []
+        self.entry: Entry | None = None
+        self.publish_at = 0
         self.sampler: Any = None
         self.logprobs: list[Logprob] = []
         self.finish_reason: str | None = None
@@ -324,8 +331,8 @@ class Request:
 
     deadline_s: `time.monotonic()` seconds at which the answer ends, done or not. promised_tokens: a
     text that has fewer isn't ended before the deadline itself. on_deadline: "finish" lets a text
-    end a step early, so that it is never late; "full" doesn't. priority, tenant: for whoever gives
-    out free room, and for what texts may share pages.
+    end a step early, so that it is never late; "full" doesn't. priority: the larger comes first.
+    tenant: requests share pages with those of their own tenant alone.
 
     The sequences beyond the first begin as forks of the first when the prompt is computed.
     """
@@ -338,15 +345,12 @@ class Request:
         max_tokens: int,
         stop_ids: Sequence[int],
         sampling: Sampling | None = None,
-        keep: bool = False,
         deadline_s: float = math.inf,
         promised_tokens: int = 0,
         on_deadline: Literal["finish", "full"] = "finish",
         priority: int = 0,
         tenant: str = "",
     ) -> None:
-        if keep and params.n > 1:
-            raise RequestError(f"only a request with one text can be kept; n is {params.n}", "n")
         self.prompt = prompt
         self.params = params
         self.sampling = Sampling.of(params) if sampling is None else sampling
@@ -355,13 +359,12 @@ class Request:
         self.seed = (
             params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         )
-        self.keep = keep
         self.deadline_s = deadline_s
         self.promised_tokens = promised_tokens
         self.on_deadline = on_deadline
         self.priority = priority
         self.tenant = tenant
-        self.promise: list[int] = []  # pages promised to this request, one number a cache group
+        self.rank = (True, 0, 0)  # its place in the order of requests, given when it is queued
         self.sequences = [SequenceState(self, choice, list(prompt)) for choice in range(params.n)]
         self.scheduled_s = math.nan  # time.monotonic() of the first step that holds a token of it
         self.first_token_s = math.nan

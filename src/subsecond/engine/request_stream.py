@@ -18,12 +18,20 @@ class RequestStream(AsyncIterator[Event]):
     Whoever reads slowly finds all that was missed of a text in one event, and delays nobody: what
     is stored is bounded by the request's own max_tokens and n. To be read by one task of the loop
     that it was made in. As a context manager it cancels the request if it is left early.
+
+    observe: called with each event as it arrives, read or not; it must not raise.
     """
 
-    def __init__(self, id: int, send: Callable[[Cancel], None]) -> None:
+    def __init__(
+        self,
+        id: int,
+        send: Callable[[Cancel], None],
+        observe: Callable[[Event], None] | None = None,
+    ) -> None:
         self.id = id
         self.ended = False  # the last event has arrived, read or not
         self._send = send
+        self._observe = observe
         self._unread: dict[int, list[Event]] = {}
         self._reader: asyncio.Future[None] | None = None
 
@@ -39,6 +47,8 @@ class RequestStream(AsyncIterator[Event]):
         if self.ended:
             return
         self.ended = event.ends_request
+        if self._observe is not None:
+            self._observe(event)
         self._unread.setdefault(event.choice, []).append(event)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

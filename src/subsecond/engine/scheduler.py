@@ -1,22 +1,24 @@
 """Which sequences get how many tokens in the next step.
 
-Owns: the queue, the admission of requests, the token budget. Does not know: runtimes, sampling.
-There are no phases: a sequence is (computed, wanted), so a prompt in chunks, a cached prefix and
-decoding are one case.
+Owns: the queue, the order of requests, the token budget, who yields when pages run out. Does not
+know: runtimes, sampling. There are no phases: a sequence is (computed, wanted), so a prompt in
+chunks, a cached prefix, a text that is computed again and decoding are one case.
 
-No deadlock: a request starts when all the pages that it can ever need are promised to it, so that
-whatever runs can finish; a request that can't be promised its pages even by an idle engine is
-refused when it comes.
+Requests have an order: those with a deadline, whose place is promised, before those without; then
+by priority, then by arrival; the texts of one request by their choice. Pages are given as positions
+need them. When they run out, the last text that has pages yields: it gives them back and waits in
+its old place. So no text yields to one that comes after it, and the first one always goes on, in
+the end alone, where it fits: what doesn't fit alone is refused when it comes.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from subsecond.engine.pages import Pages
+from subsecond.engine.pages import Pages, page_count
 from subsecond.engine.request import Request, SequenceState
 from subsecond.errors import RequestError
 
@@ -46,8 +48,8 @@ class Limits:
 
 
 class Scheduler:
-    """Requests waiting in the order of their arrival, and running ones in the order of their
-    admission.
+    """Requests that wait and requests that run, each in order. unplaced: texts of running requests
+    that wait for pages, in order; `sequence.tables` tells: a text with tables is placed.
     """
 
     def __init__(self, pages: Pages, limits: Limits) -> None:
@@ -60,8 +62,10 @@ class Scheduler:
             )
         self.pages = pages
         self.limits = limits
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.unplaced: list[SequenceState] = []
+        self._arrivals = 0
 
     def check(self, request: Request) -> None:
         """RequestError if the request could never run."""
@@ -92,38 +96,98 @@ class Scheduler:
         last_stored = request.sequences[0].last_stored
         return self.pages.worst_case(len(request.prompt), last_stored, request.params.n, step)
 
-    def has_place(self) -> bool:
-        """Whether the sequences of the first waiting request fit beside those that run."""
-        if not self.waiting:
-            return False
-        active = sum(request.params.n for request in self.running)
-        return active + self.waiting[0].params.n <= self.limits.sequences
+    def submit(self, request: Request) -> None:
+        """Queues a checked request."""
+        self._arrivals += 1
+        request.rank = (request.deadline_s == math.inf, -request.priority, self._arrivals)
+        insort(self.waiting, request, key=_rank)
 
-    def admit(self) -> bool:
-        """Moves the first waiting request to the running ones; False if its pages can't be promised
-        now.
+    def next_text(self) -> SequenceState | None:
+        """The first text that waits for pages. None too while it is better computed a little
+        later: when the prompt of an earlier text of its request is, whose pages it can share.
         """
-        request = self.waiting[0]
-        need = self.need(request)
-        if not self.pages.promise(need):
-            return False
-        request.promise = need
-        self.running.append(request)  # before it leaves the queue: an interrupt never loses it
-        self.waiting.popleft()
+        text = self.unplaced[0] if self.unplaced else None
+        if self.waiting and (text is None or self.waiting[0].rank < text.request.rank):
+            return _texts(self.waiting[0])[0]
+        if text is not None:
+            for other in text.request.sequences:
+                if other.tables and other.computed < len(text.request.prompt):
+                    return None
+        return text
+
+    def has_place(self, text: SequenceState) -> bool:
+        """Whether the sequences of the text's request fit beside those that run."""
+        if text in self.unplaced:
+            return True
+        active = sum(request.params.n for request in self.running)
+        return active + text.request.params.n <= self.limits.sequences
+
+    def has_pages(self, text: SequenceState, uses: Sequence[tuple[int, int]]) -> bool:
+        """Whether a text finds pages for all its tokens and one page more, beside what the prompts
+        of placed texts still need.
+
+        uses: for each group, how many cached pages it has already, and how many of them are idle.
+        """
+        placed = [
+            own
+            for request in self.running
+            for own in request.sequences
+            if own.tables and own.wanted > 1
+        ]
+        for index, (pool, (cached, idle)) in enumerate(zip(self.pages.pools, uses, strict=True)):
+            need = self._pages_of(text, index, more=1) - cached
+            for own in placed:
+                need += max(0, self._pages_of(own, index) - own.tables[index].held)
+            if need > pool.available - idle:
+                return False
         return True
 
-    def retire(self, request: Request) -> None:
-        """Forgets a request that has ended, wherever it was; its tables are already closed."""
+    def last_placed(self) -> SequenceState | None:
+        """The text that yields when pages run out; None if none has any."""
+        for request in reversed(self.running):
+            for text in reversed(request.sequences):
+                if text.tables:
+                    return text
+        return None
+
+    def place(self, text: SequenceState) -> None:
+        """A text of `next_text` is about to get pages: its request runs."""
+        request = text.request
+        if text in self.unplaced:
+            self.unplaced.remove(text)
+            return
+        insort(self.running, request, key=_rank)  # before it leaves the queue: an interrupt never
+        self.waiting.remove(request)  # loses it
+        for other in _texts(request)[1:]:
+            insort(self.unplaced, other, key=_text_rank)
+
+    def displace(self, text: SequenceState) -> None:
+        """A text has lost its pages, and waits in its old place."""
+        request = text.request
+        if any(other.tables for other in request.sequences):
+            insort(self.unplaced, text, key=_text_rank)
+            return
+        insort(self.waiting, request, key=_rank)
+        self.running.remove(request)
+        self.unplaced = [other for other in self.unplaced if other.request is not request]
+
+    def retire(self, text: SequenceState) -> None:
+        """Forgets a text that has ended, wherever it was, and with its last one the request; its
+        tables are already closed.
+        """
+        request = text.request
+        if text in self.unplaced:
+            self.unplaced.remove(text)
+        if not request.finished:
+            return
         if request in self.running:
             self.running.remove(request)
-            self.pages.withdraw(request.promise)
-            request.promise = []
         elif request in self.waiting:
             self.waiting.remove(request)
 
     def schedule(self) -> list[Work]:
-        """The next step: every sequence that waits for one token, then prompts in order of
-        admission.
+        """The next step: every sequence that waits for one token, then prompts in their
+        order.
         """
         active = [
             sequence
@@ -152,4 +216,30 @@ class Scheduler:
             if sequence.request.deadline_s < math.inf:
                 return 1
             limit = min(limit, sequence.request.max_tokens - sequence.generated)
-        return 1 if self.waiting else limit
+        return 1 if self.waiting or self.unplaced else limit
+
+    def _pages_of(self, text: SequenceState, index: int, more: int = 0) -> int:
+        """Pages of a group that all the text's tokens need, and `more`, if it can ever use them."""
+        most = page_count(text.last_stored)
+        window = self.pages.groups[index].window
+        if window:
+            step = max(self.limits.tokens, self.limits.steps)
+            most = min(most, page_count(window + step) + 1)
+        return min(page_count(len(text.tokens)) + more, most)
+
+
+def _texts(request: Request) -> list[SequenceState]:
+    """The texts that can be computed by themselves: the first, and those that have begun."""
+    return [
+        text
+        for text in request.sequences
+        if text.finish_reason is None and (text.choice == 0 or text.generated)
+    ]
+
+
+def _rank(request: Request) -> tuple[bool, int, int]:
+    return request.rank
+
+
+def _text_rank(text: SequenceState) -> tuple[tuple[bool, int, int], int]:
+    return text.request.rank, text.choice

@@ -69,7 +69,7 @@ class Chat:
         if chosen.max_tokens is None and self.answer_tokens is not None:
             room = max(1, self._llm.context - len(ids))
             chosen = replace(chosen, max_tokens=min(self.answer_tokens, room))
-        self._request = self._llm.request(ids, chosen, keep=True)
+        self._request = self._llm.request(ids, chosen)
         return self._answer(turns, self._llm.stream_request(self._request))
 
     def stop(self) -> None:

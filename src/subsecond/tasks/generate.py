@@ -312,12 +312,8 @@ class LLM:
         )
         return check_token_ids(ids, self.vocab_size)
 
-    def request(
-        self, prompt: list[int], params: SamplingParams | None = None, *, keep: bool = False
-    ) -> Request:
-        """A request that `stream_request` runs; every value is checked. keep: its pages stay for a
-        next turn.
-        """
+    def request(self, prompt: list[int], params: SamplingParams | None = None) -> Request:
+        """A request that `stream_request` runs; every value is checked."""
         params = one_params(params)
         for token_id in params.logit_bias:
             check_token_id(token_id, self.vocab_size, "logit_bias", "a token id of logit_bias")
@@ -346,7 +342,6 @@ class LLM:
             max_tokens=max_tokens,
             stop_ids=[*stop_ids, *params.stop_token_ids],
             sampling=self._sampling(params),
-            keep=keep,
         )
 
     def stream_request(self, request: Request) -> Iterator[Piece]:

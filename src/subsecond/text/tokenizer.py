@@ -125,6 +125,11 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return int(self._library.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of text; counted anew at each call."""
+        return max(len(spelling.encode()) for spelling in self._library.get_vocab())
+
     def encode(self, text: str, *, control_tokens: bool = False, affixes: bool = True) -> list[int]:
         """Token ids of `text`.
 

@@ -1,0 +1,111 @@
+"""`subsecond serve`: answers the OpenAI interface, with a deadline on every request."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subsecond.cli import console
+from subsecond.cli.server_options import Serve
+from subsecond.config import DEFAULT_MODEL, ModelOptions
+from subsecond.engine.messages import LoadOptions
+from subsecond.errors import InputError
+from subsecond.formats.locate import locate
+from subsecond.formats.progress import TerminalProgress
+
+if TYPE_CHECKING:
+    from subsecond.serve.server import Server
+
+PROMPT_TOKENS, NEW_TOKENS = 128, 48
+"""Of the requests that the stated capacity is of."""
+
+
+def run(options: Serve) -> int:
+    """Exit code 0 after a signal to end."""
+    from subsecond.serve.run import serve
+    from subsecond.serve.settings import ServeSettings
+
+    begun_s = time.monotonic() - console.seconds_since_start()
+    models = _models(options)
+    first = ModelOptions(
+        model=models[0][1],
+        weights=options.weights,
+        kv=options.kv,
+        threads=options.threads,
+        isa=options.isa,
+        context=options.context,
+        max_sequences=options.max_sequences,
+    )
+    settings = ServeSettings(
+        models=models,
+        within_s=options.within,
+        host=options.host,
+        port=options.port,
+        keys=None if options.keys is None else Path(options.keys).expanduser(),
+        state=None if options.state is None else Path(options.state).expanduser(),
+        options=LoadOptions(
+            kv=first.kv,
+            threads=first.threads,
+            max_sequences=first.max_sequences,
+            isa=first.isa,
+            context=first.context,
+        ),
+        drain_s=options.drain,
+    )
+    logging.basicConfig(
+        format="subsecond: %(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING
+    )
+    with TerminalProgress() as progress:
+        paths = {
+            name: locate(model, options.weights, progress=progress)  # type: ignore[arg-type]
+            for name, model in models
+        }
+
+    def ready(server: Server, url: str) -> None:
+        for name in server.models:
+            console.note(f"subsecond: {_capacity(server, name)}")
+        console.note(
+            f"subsecond: serving {', '.join(server.models)} at {url}/v1 (ready after "
+            f"{time.monotonic() - begun_s:.1f} s)"
+        )
+
+    serve(settings, paths, ready)
+    return 0
+
+
+def _models(options: Serve) -> tuple[tuple[str, str], ...]:
+    """The names that the models are served under, and what they are loaded from."""
+    models = [(_name(model), model) for model in options.models or ()]
+    for text in options.model or ():
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise InputError(f"--model must be NAME=PATH, not {text!r:.80}")
+        models.append((name, path))
+    return tuple(models) or ((DEFAULT_MODEL, DEFAULT_MODEL),)
+
+
+def _name(model: str) -> str:
+    """A model without a name of its own is served under its alias or hub id, or under the last part
+    of its path.
+    """
+    path = Path(model)
+    is_path = model.startswith((".", "/", "~")) or path.exists()
+    return (path.resolve().name if path.is_dir() else path.stem) if is_path else model
+
+
+def _capacity(server: Server, name: str) -> str:
+    """The line that says what can be promised."""
+    found = server.capacity_of(name, PROMPT_TOKENS, NEW_TOKENS)
+    if found is None:
+        return (
+            f"{name} promises nothing by itself: no --within, so each request brings its deadline"
+        )
+    shape = f"{PROMPT_TOKENS} in, {NEW_TOKENS} out"
+    if not found.requests_per_s:
+        return f"{name} can't promise {shape} here: it would take {found.alone_s:.2f} s alone"
+    return (
+        f"{name} promises {found.requests_per_s:.1f} requests/s of {shape}; p99 {found.p99_s:.2f} s"
+    )

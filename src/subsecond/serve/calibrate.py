@@ -1,0 +1,209 @@
+"""Measures a loaded model through the engine's own steps, and remembers what was found.
+
+Owns: the requests that make steps of every size, how long that may take, the file beside the
+artifact. Does not know: the fit (`engine.calibration`), HTTP.
+
+The measured steps are real ones: whatever the engine, its sampler and its loop cost is in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from subsecond.engine.calibration import CURVE, fit
+from subsecond.engine.cost import (
+    LEAST_SCALE,
+    MAX_TOKENS,
+    MOST_SCALE,
+    CostModel,
+    StepShape,
+)
+from subsecond.engine.messages import LoadOptions, ModelInfo, SamplingFields, StepStats
+from subsecond.engine.remote import RemoteEngine
+from subsecond.errors import EngineUnavailable, InputError
+from subsecond.formats import atomic
+
+BUDGET_S = 3.0
+"""Begun measurements are ended; none is begun after this."""
+
+_serial = itertools.count()
+
+DEEP = 1024  # positions of the long context
+
+
+class Recorder:
+    """The steps of one model while it is measured; given every step's stats."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[StepShape, float]] = []
+
+    def take(self, stats: StepStats) -> None:
+        """A step has ended."""
+        if stats.shape is not None and stats.steps == 1 and stats.elapsed_s > 0:
+            self.steps.append((stats.shape, stats.elapsed_s))
+
+
+async def measure(
+    engine: RemoteEngine, model: str, info: ModelInfo, recorder: Recorder
+) -> CostModel:
+    """A cost model of the steps that the model does here. EngineUnavailable if the engine ends
+    meanwhile.
+
+    recorder: given the model's steps by the caller.
+    """
+
+    async def ask(prompt_tokens: int, new_tokens: int, n: int = 1) -> None:
+        await _ask(engine, model, info, prompt_tokens, new_tokens, n)
+
+    begun_s = time.monotonic()
+    await ask(1, 4)  # the first step touches memory for the first time
+    recorder.steps.clear()
+    for plan in _plans(ask, info):
+        if time.monotonic() - begun_s > BUDGET_S:
+            break
+        await plan()
+    return CostModel(fit(recorder.steps), max_tokens=min(info.max_tokens, MAX_TOKENS))
+
+
+async def refresh(
+    engine: RemoteEngine, model: str, info: ModelInfo, recorder: Recorder, cost: CostModel
+) -> CostModel:
+    """A remembered cost model, scaled to how fast the machine is now. Takes a tenth of a second
+    where a start from nothing takes two.
+    """
+    await _ask(engine, model, info, 1, 4)
+    recorder.steps.clear()
+    for length in (1, 16, 32):
+        if length < min(info.max_tokens, info.context - 8):
+            await _ask(engine, model, info, length, 6)
+    ratios = [seconds / cost.seconds(shape) for shape, seconds in recorder.steps]
+    scale = statistics.median(ratios) if ratios else 1.0
+    return CostModel(
+        cost.coefficients,
+        max_tokens=min(info.max_tokens, MAX_TOKENS),
+        scale=min(max(scale, LEAST_SCALE), MOST_SCALE),
+    )
+
+
+async def probe(engine: RemoteEngine, model: str, info: ModelInfo) -> None:
+    """Some steps, for the cost model to see. Errors are left to whoever watches the engine."""
+    with suppress(EngineUnavailable):
+        await _ask(engine, model, info, 1, min(32, info.context - 2))
+
+
+async def _ask(  # noqa: PLR0917 (whom, and how much)
+    engine: RemoteEngine,
+    model: str,
+    info: ModelInfo,
+    prompt_tokens: int,
+    new_tokens: int,
+    n: int = 1,
+) -> None:
+    # Each prompt begins differently: a cached beginning would not be computed.
+    first, range_size = 131 * next(_serial), max(info.vocab_size - 1, 1)
+    prompt = [1 + (first + index) % range_size for index in range(prompt_tokens)]
+    fields = SamplingFields(new_tokens, n=n, seed=0, min_tokens=new_tokens)
+    async with await engine.submit(model, prompt, fields) as stream:
+        async for event in stream:
+            if event.error is not None:
+                raise EngineUnavailable(f"the model can't be measured: {event.error.message}")
+
+
+def _plans(
+    ask: Callable[..., Awaitable[None]], info: ModelInfo
+) -> list[Callable[[], Awaitable[object]]]:
+    """What to run, the cheapest and most telling first."""
+    room = info.context - 8
+    many = [count for count in (2, 4, 8, 16) if count <= info.max_sequences]
+    lengths = [length for length in CURVE if 1 < length <= min(info.max_tokens, room, 512)]
+
+    def alone(length: int, new: int = 3, n: int = 1) -> Callable[[], Awaitable[object]]:
+        return lambda: ask(length, new, n)
+
+    def together(count: int) -> Callable[[], Awaitable[object]]:
+        return lambda: asyncio.gather(*(ask(4, 6) for _ in range(count)))
+
+    short = [alone(length) for length in lengths if length <= 64]
+    long = [alone(length, 2) for length in lengths if length > 64]
+    deep = min(DEEP, room)
+    half = min(DEEP // 2, room)
+    plans = [alone(1, 8), *short, *map(together, many)]
+    if half > 64:
+        plans.append(alone(half, 4, min(8, info.max_sequences)))
+    plans += long
+    if deep > half:
+        plans.append(alone(deep, 4))
+    return [*plans, *short]
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file: what it holds for, and the cost model's own JSON."""
+
+    machine: str
+    cost: msgspec.Raw
+
+
+def machine_key(info: ModelInfo, options: LoadOptions) -> str:
+    """A name of everything that a step's time depends on: processor, cores, executor, sizes, and
+    the build.
+    """
+    from subsecond import _native
+
+    build = Path(str(_native.__file__)).stat()
+    parts = (
+        _processor(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        info.executor, info.max_tokens, info.max_sequences, options.threads,
+        options.steps_per_call, build.st_size, build.st_mtime_ns,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def recall(path: Path, machine: str, max_tokens: int) -> CostModel | None:
+    """What was remembered for this machine beside the artifact `path`; None if nothing that can be
+    used.
+    """
+    try:
+        kept = msgspec.json.decode(_file(path, machine).read_bytes(), type=_Kept)
+        if kept.machine != machine:
+            return None
+        return CostModel.from_json(bytes(kept.cost), max_tokens=max_tokens)
+    except (OSError, msgspec.DecodeError, RecursionError, InputError):
+        return None
+
+
+def remember(path: Path, machine: str, cost: CostModel) -> None:
+    """Keeps it for the next start. Failing to only costs that start some seconds.
+
+    To be called when it was measured, not later: a margin that was learnt in a bad hour would make
+    the next start promise nothing, and what promises nothing learns nothing.
+    """
+    kept = _Kept(machine, msgspec.Raw(cost.to_json()))
+    with suppress(OSError):
+        atomic.write_file(_file(path, machine), msgspec.json.encode(kept))
+
+
+def _file(path: Path, machine: str) -> Path:
+    real = Path(os.path.realpath(path))
+    return real.parent / f".{real.name}.costs-{machine}.json"
+
+
+def _processor() -> str:
+    """The processor's name, and what of it this process may use."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

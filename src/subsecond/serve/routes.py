@@ -1,0 +1,245 @@
+"""What each route does, from the body to the answer.
+
+Owns: the order of reading, checking and answering of every route; the refusal, by name, of what
+this server doesn't do. Does not know: who may use a route, where errors go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from subsecond.serve.errors import BadRequest, Unavailable, UnsupportedValue, error_for
+from subsecond.serve.exchange import ClientGone, Exchange
+from subsecond.serve.forms import ChatForm, CompletionForm
+from subsecond.serve.generation import Encode, Form, Generating
+from subsecond.serve.keys import Key
+from subsecond.serve.limits import BodyLimits
+from subsecond.serve.metrics import KIND
+from subsecond.serve.responses_form import ResponsesForm
+from subsecond.serve.schema import chat as chat_schema
+from subsecond.serve.schema import completions as completions_schema
+from subsecond.serve.schema import responses as responses_schema
+from subsecond.serve.schema import tokens, wire
+from subsecond.serve.schema.models import Models
+from subsecond.serve.schema.shared import Constraint, Generation
+from subsecond.serve.server import ANYONE, Server
+
+T = TypeVar("T")
+
+_LARGE_BYTES = 32 << 10  # a body to be read in a thread, so that others don't wait for it
+
+
+_RESPONSES = {"messages": "input", "prompt": "input", "max_tokens": "max_output_tokens"}
+"""What /v1/responses calls what other routes call so."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a request, for the audit log."""
+
+    outcome: str
+    model: str | None = None
+    user: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    deadline_ms: float | None = None
+    promised: bool | None = None
+    kept: bool | None = None
+
+
+class _State(msgspec.Struct, frozen=True):
+    """status: "ok", or why not."""
+
+    status: str
+
+
+async def live(server: Server, exchange: Exchange) -> Done:
+    """/health/live: this process answers."""
+    del server
+    await exchange.answer(wire.encode(_State("ok")))
+    return Done("ok")
+
+
+async def ready(server: Server, exchange: Exchange) -> Done:
+    """/health/ready: requests are taken, and the engine has answered a canary in time."""
+    why = server.unready()
+    if why:
+        raise Unavailable("the server is not ready", 1.0, why)
+    await exchange.answer(wire.encode(_State("ok")))
+    return Done("ok")
+
+
+async def models(server: Server, exchange: Exchange) -> Done:
+    """/v1/models"""
+    data = [own.text.describe(own.info.context) for own in server.models.values()]
+    await exchange.answer(wire.encode(Models(data=data)))
+    return Done("ok")
+
+
+async def model(server: Server, exchange: Exchange) -> Done:
+    """/v1/models/NAME"""
+    own = server.model(exchange.scope["path_params"]["model"])
+    await exchange.answer(wire.encode(own.text.describe(own.info.context)))
+    return Done("ok", own.name)
+
+
+async def metrics(server: Server, exchange: Exchange) -> Done:
+    """/metrics"""
+    await exchange.answer(server.metrics.text(), kind=KIND)
+    return Done("ok")
+
+
+async def tokenize(server: Server, exchange: Exchange) -> Done:
+    """/tokenize"""
+    request = await _read(server, exchange, tokens.read_tokenize)
+    own = server.model(request.model)
+    if request.tools:
+        raise UnsupportedValue("tools is not supported here; leave it out", "tools")
+
+    def work() -> tokens.Tokenized:
+        tokenizer = own.text.tokenizer
+        if request.prompt is None:
+            ids = own.text.chat_ids(
+                request.messages, request.add_generation_prompt, own.info.context
+            )
+        else:
+            own.text.check_size(len(request.prompt), own.info.context, "prompt")
+            ids = tokenizer.encode(request.prompt, affixes=request.add_special_tokens)
+        spellings = None
+        if request.return_token_strs:
+            spellings = [tokenizer.token(token) or "" for token in ids]
+        return tokens.Tokenized(len(ids), own.info.context, ids, spellings)
+
+    await exchange.answer(wire.encode(await server.in_thread(work)))
+    return Done("ok", own.name)
+
+
+async def detokenize(server: Server, exchange: Exchange) -> Done:
+    """/detokenize"""
+    request = await _read(server, exchange, tokens.read_detokenize)
+    own = server.model(request.model)
+    try:
+        text = await server.in_thread(lambda: own.text.tokenizer.decode(request.tokens))
+    except Exception as error:
+        raise error_for(error, "tokens") from None
+    await exchange.answer(wire.encode(tokens.Detokenized(text)))
+    return Done("ok", own.name)
+
+
+async def chat(server: Server, exchange: Exchange) -> Done:
+    """/v1/chat/completions"""
+    request = await _read(server, exchange, chat_schema.read)
+    _unconstrained(request.constraint)
+    if request.tools:
+        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
+
+    def encode(own: Any) -> list[list[int]]:
+        info = own.info
+        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+
+    def form(own: Any) -> Form:
+        return ChatForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+
+    return await _generate(server, exchange, request, encode, form, "messages")
+
+
+async def completions(server: Server, exchange: Exchange) -> Done:
+    """/v1/completions"""
+    request = await _read(server, exchange, completions_schema.read)
+    _unconstrained(request.constraint)
+    if request.echo:
+        raise UnsupportedValue("echo is not supported by this server; leave it out", "echo")
+
+    def encode(own: Any) -> list[list[int]]:
+        info = own.info
+        return [own.text.encode(one, info.context, info.vocab_size) for one in request.prompts]
+
+    def form(own: Any) -> Form:
+        return CompletionForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+
+    return await _generate(server, exchange, request, encode, form, "prompt")
+
+
+async def responses(server: Server, exchange: Exchange) -> Done:
+    """/v1/responses"""
+    request = await _read(server, exchange, responses_schema.read)
+    _unconstrained(request.constraint)
+    if request.tools:
+        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
+
+    def encode(own: Any) -> list[list[int]]:
+        info = own.info
+        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+
+    def form(own: Any) -> Form:
+        return ResponsesForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+
+    try:
+        return await _generate(server, exchange, request, encode, form, "input")
+    except BadRequest as error:
+        error.param = _RESPONSES.get(error.param or "", error.param)
+        raise
+
+
+async def _read(server: Server, exchange: Exchange, read: Callable[[bytes, BodyLimits], T]) -> T:
+    """The checked body."""
+    body = await exchange.body()
+    limits = exchange.limits.body
+    if len(body) < _LARGE_BYTES:
+        return read(body, limits)
+    return await server.in_thread(lambda: read(body, limits))
+
+
+def _unconstrained(constraint: Constraint | None) -> None:
+    if constraint is not None:
+        raise UnsupportedValue(
+            f"{constraint.param} asks for {constraint.kind}, which this server doesn't do yet; "
+            'send {"type": "text"} or leave it out',
+            constraint.param,
+        )
+
+
+async def _generate(  # noqa: PLR0917 (its callers give all, in this order)
+    server: Server,
+    exchange: Exchange,
+    request: Generation,
+    encode: Encode,
+    form: Callable[[Any], Form],
+    param: str,
+) -> Done:
+    """Answers a request for text, and ends it when the client leaves."""
+    key: Key = exchange.key or ANYONE
+    generating = Generating(server, exchange, request, key)
+    work = asyncio.ensure_future(generating.run(encode, form(generating.model)))
+    watch = asyncio.ensure_future(exchange.left())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and not exchange.ended:
+            work.cancel()
+            await asyncio.wait({work})
+            raise ClientGone
+        await work
+    except ClientGone:
+        generating.outcome = "cancelled"
+        raise
+    except Exception as error:
+        raise error_for(error, param) from error
+    finally:
+        for task in (work, watch):
+            task.cancel()
+    return Done(
+        generating.outcome,
+        generating.model.name,
+        request.user,
+        generating.prompt_tokens,
+        sum(text.tokens for text in generating.texts),
+        generating.terms.deadline_ms,
+        None if generating.terms.deadline_ms is None else generating.promise is not None,
+        generating.kept,
+    )

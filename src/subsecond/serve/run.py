@@ -1,0 +1,147 @@
+"""From settings to a listening server, and to its end.
+
+Owns: the socket, the loop, the signals, uvicorn's configuration, the order of the end. Does not
+know: what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from subsecond.errors import InputError
+from subsecond.serve.app import App
+from subsecond.serve.loop_clock import new_loop
+from subsecond.serve.protocol import protocol_of
+from subsecond.serve.server import Server
+from subsecond.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+ENDING_S = 5.0
+"""For the last bytes of answers that were cut off by the end of the drain."""
+_BACKLOG = 2048
+
+Ready = Callable[[Server, str], None]
+"""Told of the server and its address when it listens."""
+
+
+def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None:
+    """Serves the artifacts until SIGTERM or SIGINT. paths: by the names of `settings.models`.
+
+    Raises InputError for an address, keys or a state folder that can't be used, and whatever is
+    wrong with a model, all before the port is open.
+    """
+    listener = bind(settings.host, settings.port)
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(settings, paths, listener, ready))
+
+
+async def _serve(
+    settings: ServeSettings, paths: dict[str, Path], listener: socket.socket, ready: Ready
+) -> None:
+    try:
+        server = Server(settings)
+    except OSError as error:
+        raise InputError(f"can't write to {settings.state}: {error.strerror}") from None
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for own in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(own, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    opening = asyncio.create_task(server.open(paths))
+    try:
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            return
+        await opening
+        await _listen(server, listener, stop, lambda: ready(server, _url(listener, settings)))
+    finally:
+        opening.cancel()
+        stopping.cancel()
+        await server.close()
+
+
+async def _listen(
+    server: Server, listener: socket.socket, stop: asyncio.Event, listening: Callable[[], None]
+) -> None:
+    """Answers until `stop`, then lets what was begun come to its end."""
+    http = uvicorn_of(server)
+    running = asyncio.create_task(http.serve([listener]))
+    while not http.started and not running.done():
+        await asyncio.sleep(0.001)
+    listening()
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        await server.drain()
+        await server.engine.close()  # ends what is left with an error
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await server.idle.wait()
+        http.should_exit = True
+    await running
+
+
+def uvicorn_of(server: Server) -> uvicorn.Server:
+    """The HTTP server, not yet listening. It takes no signals."""
+    limits = server.settings.limits
+    return _Uvicorn(
+        uvicorn.Config(
+            App(server),
+            http=protocol_of(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=limits.header_bytes,
+            timeout_keep_alive=max(1, int(limits.idle_s)),
+            timeout_graceful_shutdown=1,
+            backlog=_BACKLOG,
+        )
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """The signals are this server's own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Of uvicorn.Server."""
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound and doesn't listen yet."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        own = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(f"can't use the address {host}: {error.strerror}") from None
+    try:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(address)
+    except OSError as error:
+        own.close()
+        raise InputError(
+            f"can't bind {host} port {port}: {error.strerror}; give another --port, or end what "
+            "uses it"
+        ) from None
+    return own
+
+
+def _url(listener: socket.socket, settings: ServeSettings) -> str:
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}"

@@ -1,0 +1,310 @@
+"""The server's state: models, engine, promises, readiness, and its way to the end.
+
+Owns: how models become ready, the canary, what new requests are refused for, draining. Does not
+know: routes, how answers are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from subsecond.engine.capacity import Capacity, capacity
+from subsecond.engine.child import module_command
+from subsecond.engine.health import WatchOptions
+from subsecond.engine.messages import ModelInfo, SamplingFields, StepStats
+from subsecond.engine.policy import StepLimits
+from subsecond.engine.remote import RemoteEngine
+from subsecond.errors import EngineUnavailable, InputError, SubsecondError
+from subsecond.serve import calibrate
+from subsecond.serve.audit import Audit
+from subsecond.serve.desk import Costs, Desk
+from subsecond.serve.errors import Unavailable, UnknownModel
+from subsecond.serve.keys import RIGHTS, Key, KeyRing
+from subsecond.serve.ledger import Ledger
+from subsecond.serve.limits import Limiter
+from subsecond.serve.metrics import Metrics
+from subsecond.serve.settings import ServeSettings
+from subsecond.serve.text_side import TextSide
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ENGINE = module_command("subsecond.serve.engine_process")
+ANYONE = Key(id="", name="anyone", sha256="", created=0, rights=list(RIGHTS))
+"""Who asks where there are no keys."""
+
+WATCH = WatchOptions(hang_s=10.0)
+CANARY_S = 5.0  # a canary that takes longer is no answer
+CANARY_EVERY_S = 30.0  # without any other sign of life
+LATE_STEP_S = 5.0  # of an engine that has work: longer without a step is not ready
+PROBE_S = 2.0  # after a decline, an idle engine is measured again
+THREADS = 2
+_WAITING_JOBS = 512
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that can answer. path: its artifact."""
+
+    name: str
+    text: TextSide
+    info: ModelInfo
+    measured: bool
+
+    @property
+    def path(self) -> Path:
+        return self.text.path
+
+
+class Server:
+    """One server. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        command: Sequence[str] = ENGINE,
+        watch: WatchOptions | None = None,
+    ) -> None:
+        """Raises InputError or OSError for keys, ledger or audit log that can't be used."""
+        self.settings = settings
+        self.ring = None if settings.keys is None else KeyRing(settings.keys)
+        state = settings.state
+        self.ledger = Ledger(None if state is None else state / "ledger.jsonl")
+        self.audit = None if state is None else Audit(state / "audit.jsonl")
+        self.metrics = Metrics(self.ledger)
+        self.limiter = Limiter(time.monotonic)
+        self.desk = Desk()
+        self.engine = RemoteEngine(command, watch=watch or WATCH, on_step=self._on_step)
+        self.models: dict[str, ServedModel] = {}
+        self.draining = False
+        self.answering = 0  # requests whose answers haven't ended
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._recorders: dict[str, calibrate.Recorder] = {}
+        self._pool = ThreadPoolExecutor(THREADS, "subsecond-text")
+        self._jobs = 0
+        self._proven_restarts = -1
+        self._last_step_s = 0.0
+        self.declined_s = -math.inf  # when the last deadline was declined
+        self._canary: asyncio.Task[None] | None = None
+        self.metrics.watch(
+            lambda: float(not self.unready()), self._lag_s, lambda: self.engine.health.restarts
+        )
+
+    # Beginning and end.
+
+    async def open(self, paths: dict[str, Path]) -> None:
+        """Starts the engine process, loads the artifacts and measures them. Raises what is wrong
+        with a model, EngineUnavailable if the process doesn't start.
+        """
+        loop = asyncio.get_running_loop()
+        texts = {
+            name: loop.run_in_executor(self._pool, TextSide.open, name, path)
+            for name, path in paths.items()
+        }
+        try:
+            await self.engine.start()
+            for name, path in paths.items():
+                info = await self.engine.load(name, str(path), self.settings.options)
+                text = await texts[name]
+                self._check_same(text, info)
+                await self._measure(text, info)
+        finally:
+            await asyncio.gather(*texts.values(), return_exceptions=True)
+        await self._prove()
+        self._canary = asyncio.create_task(self._watch_canary(), name="subsecond-canary")
+
+    async def close(self) -> None:
+        """Ends the engine process, and writes what is to be kept."""
+        if self._canary is not None:
+            self._canary.cancel()
+        await self.engine.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.ledger.close()
+        if self.audit is not None:
+            self.audit.close()
+
+    async def drain(self) -> None:
+        """Refuses new requests and returns when the others have ended, or the time for that has."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.idle.wait()
+        except TimeoutError:
+            log.warning(
+                "%d answers had not ended after %g s", self.answering, self.settings.drain_s
+            )
+
+    def _check_same(self, text: TextSide, info: ModelInfo) -> None:
+        if text.tokenizer.vocab_size > info.vocab_size:
+            raise InputError(
+                f"the tokenizer of {text.name!r} has {text.tokenizer.vocab_size} tokens, the model "
+                f"only {info.vocab_size}; convert the model again"
+            )
+
+    async def _measure(self, text: TextSide, info: ModelInfo) -> None:
+        options = self.settings.options
+        machine = calibrate.machine_key(info, options)
+        cost = calibrate.recall(text.path, machine, info.max_tokens)
+        measured = cost is None
+        recorder = self._recorders[text.name] = calibrate.Recorder()
+        try:
+            if cost is None:
+                cost = await calibrate.measure(self.engine, text.name, info, recorder)
+                calibrate.remember(text.path, machine, cost)
+            else:
+                cost = await calibrate.refresh(self.engine, text.name, info, recorder, cost)
+        finally:
+            del self._recorders[text.name]
+        limits = StepLimits(
+            tokens=info.max_tokens,
+            sequences=info.max_sequences,
+            rows=info.max_rows,
+            positions=max(1, info.pages_total // text.cache_groups) * 64,
+        )
+        self.desk.costs[text.name] = Costs(cost, limits)
+        self.models[text.name] = ServedModel(text.name, text, info, measured)
+
+    def capacity_of(self, name: str, prompt_tokens: int, new_tokens: int) -> Capacity | None:
+        """What a model can promise where there is a deadline for all requests. Takes 0.3 s."""
+        if self.settings.within_s is None:
+            return None
+        own = self.desk.costs[name]
+        return capacity(
+            own.cost,
+            own.limits,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            within_s=self.settings.within_s,
+            arrivals=200,
+        )
+
+    # Requests.
+
+    def model(self, name: str) -> ServedModel:
+        """A served model; UnknownModel otherwise."""
+        found = self.models.get(name)
+        if found is None:
+            raise UnknownModel(name)
+        return found
+
+    def rank(self, key: Key, asked: int | None) -> int:
+        """The priority of a request."""
+        return key.rank(asked) if key.id else asked or 0
+
+    def check_open(self, key: str, model: str) -> None:
+        """Unavailable, with its count in the ledger, unless a request can be taken now."""
+        if self.draining:
+            self.ledger.decline(key, model, "draining")
+            raise Unavailable("the server is stopping; ask another one, or later", 5.0, "draining")
+        if self.engine.health.models.get(model, ("failed", ""))[0] != "ready":
+            self.ledger.decline(key, model, "not_ready")
+            raise Unavailable(
+                "the engine starts again; try again in a moment", 1.0, "engine_unavailable"
+            )
+        if len(self.desk.entries) >= self.settings.max_waiting:
+            self.ledger.decline(key, model, "full")
+            raise Unavailable("the server is full; try again in a moment", 1.0, "full")
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """The result of what is too slow for the loop. Unavailable if too much of it waits."""
+        if self._jobs >= _WAITING_JOBS:
+            raise Unavailable("too many texts wait to be tokenized; try again", 1.0, "full")
+        self._jobs += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._jobs -= 1
+
+    def begin(self) -> None:
+        """A request is being answered."""
+        self.answering += 1
+        self.idle.clear()
+
+    def end(self) -> None:
+        """It isn't any more."""
+        self.answering -= 1
+        if not self.answering:
+            self.idle.set()
+
+    # Readiness.
+
+    def unready(self) -> str:
+        """Why requests aren't taken, in a word; "" if they are."""
+        if self.draining:
+            return "draining"
+        health = self.engine.health
+        if health.state != "ready" or any(state != "ready" for state, _ in health.models.values()):
+            return "engine_unavailable"
+        if self._proven_restarts != health.restarts:
+            return "no_canary"
+        busy = any(own.running for own in self.desk.costs.values())
+        if busy and time.monotonic() - self._last_step_s > LATE_STEP_S:
+            return "engine_stalled"
+        return ""
+
+    async def _prove(self) -> None:
+        """One token of every model, in time; EngineUnavailable otherwise."""
+        restarts = self.engine.health.restarts
+        try:
+            async with asyncio.timeout(CANARY_S):
+                for name in self.models:
+                    async with await self.engine.submit(name, [1], SamplingFields(1)) as stream:
+                        async for event in stream:
+                            if event.error is not None:
+                                raise EngineUnavailable(event.error.message)
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"the engine gave no token within {CANARY_S:g} s; it may be overloaded"
+            ) from None
+        self._proven_restarts = restarts
+
+    async def _watch_canary(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            health = self.engine.health
+            if health.state != "ready":
+                continue
+            proven = self._proven_restarts == health.restarts
+            if proven and not self.desk.entries and time.monotonic() - self.declined_s < PROBE_S:
+                # Whoever declines everything sees no step that could teach better.
+                for model in list(self.models.values()):
+                    await calibrate.probe(self.engine, model.name, model.info)
+                continue
+            if proven and time.monotonic() - self._last_step_s < CANARY_EVERY_S:
+                continue
+            try:
+                await self._prove()
+            except SubsecondError as error:
+                self._proven_restarts = -1
+                log.warning("the canary failed: %s", error)
+
+    def _on_step(self, model: str, stats: StepStats) -> None:
+        now_s = self._last_step_s = time.monotonic()
+        recorder = self._recorders.get(model)
+        if recorder is not None:
+            recorder.take(stats)
+        self.desk.on_step(model, stats, now_s)
+        self.metrics.step(
+            model,
+            stats.elapsed_s if stats.shape is not None else 0.0,
+            running=stats.running,
+            waiting=stats.waiting,
+            used=stats.pages_total - stats.pages_free - stats.pages_cached,
+            cached=stats.pages_cached,
+            free=stats.pages_free,
+        )
+
+    def _lag_s(self) -> float:
+        selector = getattr(asyncio.get_running_loop(), "_selector", None)
+        return float(getattr(selector, "lag_s", 0.0))

@@ -1,0 +1,72 @@
+"""What an operator sets, with its bounds.
+
+Owns: the settings and their checks. Does not know: what they do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from subsecond.engine.messages import LoadOptions
+from subsecond.errors import InputError
+from subsecond.serve.limits import RequestLimits
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """One server. models: (name, what `LLM` takes), at least one; the first is the page's.
+
+    within_s: the deadline of requests that bring none; None: none. keys: the file of the API keys;
+    None: anybody who reaches the address may do everything. state: the folder of ledger and audit
+    log; None: they aren't kept. drain_s: how long answers may go on after a signal to end.
+    """
+
+    models: tuple[tuple[str, str], ...]
+    within_s: float | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    state: Path | None = None
+    options: LoadOptions = field(default_factory=LoadOptions)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    drain_s: float = 30.0
+    max_waiting: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InputError("no model is given; name at least one")
+        names = [name for name, _ in self.models]
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise InputError(
+                    f"the model name {name!r:.80} must begin with a letter or digit and have only "
+                    "letters, digits and . _ : @ / -"
+                )
+        if len(set(names)) < len(names):
+            raise InputError("two models have the same name; give each its own: NAME=PATH")
+        if self.within_s is not None and not 0.001 <= self.within_s <= 86_400:
+            raise InputError(f"within is {self.within_s:g} s, not from 0.001 to 86400")
+        if not 0 <= self.port <= 65_535:
+            raise InputError(f"port is {self.port}, not from 0 to 65535")
+        if not 0 <= self.drain_s <= 3600:
+            raise InputError(f"drain is {self.drain_s:g} s, not from 0 to 3600")
+        if self.keys is None and not self.is_local:
+            raise InputError(
+                f"{self.host} can be reached from other machines, so API keys are needed: make one "
+                "with 'subsecond keys create NAME' and give --keys FILE"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

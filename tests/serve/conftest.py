@@ -1,0 +1,25 @@
+"""A tiny artifact with a chat template, made once for all tests of the server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from subsecond.formats.convert import convert
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    tiny.write("llama", folder / "checkpoint", tokenizer=True)
+    settings = folder / "checkpoint" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": TEMPLATE}))
+    return convert(folder / "checkpoint", folder / "artifact", "int4").path
