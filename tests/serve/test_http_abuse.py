@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import PATIENCE_S, Running, becomes, closed, parsed, serving
@@ -17,7 +18,9 @@ from subsecond.serve.app import OPEN, ROUTES
 from subsecond.serve.keys import KeyFile
 from subsecond.serve.limits import BodyLimits, KeyLimits, RequestLimits
 
-QUICK = WatchOptions(ping_s=0.05, hang_s=2.0, backoff_s=0.01, backoff_most_s=0.05)
+QUICK = WatchOptions(ping_s=0.05, hang_s=30.0, backoff_s=0.01, backoff_most_s=0.05)
+ENDLESS: dict[str, Any] = {"max_tokens": 30_000, "min_tokens": 4, "ignore_eos": True}
+"""An answer that takes seconds where it isn't ended."""
 
 
 def test_nobody_gets_in_without_a_key(artifact: Path, tmp_path: Path) -> None:
@@ -135,12 +138,10 @@ def test_many_connections_are_refused_and_idle_ones_closed(artifact: Path) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_is_noticed(artifact: Path, stream: bool) -> None:
+def test_a_client_that_leaves_is_noticed(roomy_artifact: Path, stream: bool) -> None:
     async def main() -> None:
-        async with serving(artifact, within_s=50.0) as running:
-            body = running.chat_body(
-                max_tokens=400, min_tokens=400, stream=stream, on_deadline="finish"
-            )
+        async with serving(roomy_artifact, within_s=50.0) as running:
+            body = running.chat_body(**ENDLESS, stream=stream)
             with contextlib.suppress(ConnectionError):
                 for cut in range(6):
                     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
@@ -178,10 +179,10 @@ def test_a_client_that_never_reads_delays_nobody(artifact: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_engine_is_killed_and_comes_back(artifact: Path) -> None:
+def test_the_engine_is_killed_and_comes_back(roomy_artifact: Path) -> None:
     async def begun(running: Running, stream: bool) -> asyncio.Task[bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        body = running.chat_body(max_tokens=400, min_tokens=400, stream=stream)
+        body = running.chat_body(**ENDLESS, stream=stream)
         before = running.server.engine.submitted
         writer.write(running.request("/v1/chat/completions", body))
         await becomes(lambda: running.server.engine.submitted > before)
@@ -196,7 +197,7 @@ def test_the_engine_is_killed_and_comes_back(artifact: Path) -> None:
         return asyncio.create_task(rest())
 
     async def main() -> None:
-        async with serving(artifact, watch=QUICK, within_s=50.0) as running:
+        async with serving(roomy_artifact, watch=QUICK, within_s=50.0) as running:
             golden = (await running.chat()).json["choices"]
             streamed, whole = await begun(running, True), await begun(running, False)
             assert running.server.engine.pid is not None
@@ -218,10 +219,12 @@ def test_the_engine_is_killed_and_comes_back(artifact: Path) -> None:
     asyncio.run(main())
 
 
-def test_draining_refuses_the_new_and_ends_the_old(artifact: Path) -> None:
+def test_draining_refuses_the_new_and_ends_the_old(roomy_artifact: Path) -> None:
     async def main() -> None:
-        async with serving(artifact, drain_s=PATIENCE_S) as running:
-            old = asyncio.create_task(running.chat(max_tokens=200, min_tokens=200, stream=True))
+        async with serving(roomy_artifact, drain_s=PATIENCE_S) as running:
+            old = asyncio.create_task(
+                running.chat(max_tokens=4000, min_tokens=4, ignore_eos=True, stream=True)
+            )
             await becomes(lambda: running.server.engine.in_flight > 0)
             draining = asyncio.create_task(running.server.drain())
             await asyncio.sleep(0)
