@@ -2,7 +2,7 @@
 
 Owns: the servers' processes and the rounds. In every round each system is started, warmed up, given
 every rate for the same time and the same seeded requests, then 16 streams at once, and ended; the
-order changes from round to round. A library counts with the best of its settings and rates in that
+order changes from round to round. A server counts with the best of its settings and rates in that
 round. benchmarks/README.md says how to build `llama-server` and what each figure means.
 
     python benchmarks/serve.py --out serve.json \\
@@ -48,20 +48,20 @@ TAIL_CHARACTERS = 600
 
 @dataclass(frozen=True)
 class System:
-    """A server: its name, `LIBRARY` or `LIBRARY, SETTING`, and its command with {port}."""
+    """A server: its name, `SERVER` or `SERVER, SETTING`, and its command with {port}."""
 
     name: str
     command: str
 
     @property
-    def library(self) -> str:
+    def server(self) -> str:
         return self.name.partition(",")[0]
 
     @property
     def body(self) -> dict[str, Any]:
         """Fields of every request: as many tokens as asked for, and of ours no shortened answer."""
         body: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
-        return body | {"on_deadline": "full"} if self.library == OURS else body
+        return body | {"on_deadline": "full"} if self.server == OURS else body
 
 
 @dataclass
@@ -197,13 +197,13 @@ def shown(summary: Summary) -> str:
     )
 
 
-def best(found: Results, library: str, number: int) -> float:
-    """The most answers a second on time of a library in a round."""
+def best(found: Results, server: str, number: int) -> float:
+    """The most answers a second on time of a server in a round."""
     return max(
         (
             cell["summary"]["on_time_per_s"]
             for cell in found.cells
-            if cell["system"].partition(",")[0] == library
+            if cell["system"].partition(",")[0] == server
             and cell["round"] == number
             and cell["rate"] is not None
         ),
@@ -223,8 +223,8 @@ def table(found: Results, systems: Sequence[System], options: argparse.Namespace
             row += f"{_median(found.of(system.name, rate), 'on_time_per_s'):>9}"
         row += f"{_median(found.of(system.name, None), 'tokens_per_s'):>22}"
         lines.append(row)
-    peers = sorted({system.library for system in systems} - {OURS})
-    for peer in peers if any(system.library == OURS for system in systems) else []:
+    peers = sorted({system.server for system in systems} - {OURS})
+    for peer in peers if any(system.server == OURS for system in systems) else []:
         pairs = [
             (best(found, OURS, number), best(found, peer, number))
             for number in range(1, options.rounds + 1)

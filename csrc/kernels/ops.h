@@ -49,7 +49,7 @@ struct KvKernel {
 enum class Activation : uint8_t { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, tanh = 4 };
 
 struct KernelTable {
-    const char* name;  // "generic", "avx2", "avx512", "neon"
+    const char* name;  // "generic", "avx2", "avx512_vnni", "avx512", "neon"
     LinearKernel linear[format_count];
     KvKernel kv[3];
     // (m, l, acc) += (m2, l2, acc2) by the rule of online softmax, for rows of head_dim_padded values of acc.
@@ -76,6 +76,7 @@ struct KernelTable {
 // The tables that were compiled in; nullptr where this build lacks one. `supported` asks the CPU.
 const KernelTable* table_generic();
 const KernelTable* table_avx2();
+const KernelTable* table_avx512_vnni();
 const KernelTable* table_avx512();
 const KernelTable* table_neon();
 bool isa_supported(const char* name);
