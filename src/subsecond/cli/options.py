@@ -12,32 +12,20 @@ from typing import Any
 
 from subsecond import __version__
 from subsecond.cli import console
+from subsecond.cli.execution_options import Execution
 from subsecond.cli.fields import MODEL, command, option, positional
 from subsecond.cli.parser import Parser, bias, integer, number, one_of, shown, suggestion
 from subsecond.cli.server_options import BenchServe, Keys, Serve
-from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
+from subsecond.config import DEFAULT_MODEL, KV_FORMATS, WEIGHTS
 from subsecond.errors import InputError
 
 
 @command
-class _Model:
+class _Model(Execution):
     model: str = option(
         DEFAULT_MODEL,
         f"{MODEL} (default: %(default)s)",
         short="m",
-    )
-    weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
-    kv: str | None = option(
-        None, "format of the KV cache (default: bf16; f32 with f32 weights)", choices=KV_FORMATS
-    )
-    threads: int | None = option(
-        None, "threads (default: as many as the process has processors)", type=integer
-    )
-    isa: str | None = option(
-        None, "instruction set (default: the best of this processor)", choices=ISAS
-    )
-    context: int | None = option(
-        None, "most tokens of prompt and answer (default: the model's own)", type=integer
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from subsecond.cli.execution_options import Execution
 from subsecond.cli.fields import MODEL, command, option, positional
 from subsecond.cli.parser import duration, field, integer, number, one_of
-from subsecond.config import DEFAULT_MODEL, ISAS, KV_FORMATS, WEIGHTS
+from subsecond.config import DEFAULT_MODEL
 
 
 @command
@@ -97,7 +98,7 @@ class Keys:
 
 
 @command
-class Serve:
+class Serve(Execution):
     """answer the OpenAI interface, each answer promised by its deadline or declined at once"""
 
     models: list[str] | None = positional(
@@ -136,17 +137,4 @@ class Serve:
     )
     max_sequences: int = option(
         16, "answers that are computed together (default: %(default)s)", type=integer
-    )
-    weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
-    kv: str | None = option(
-        None, "format of the KV cache (default: bf16; f32 with f32 weights)", choices=KV_FORMATS
-    )
-    threads: int | None = option(
-        None, "threads (default: as many as the process has processors)", type=integer
-    )
-    isa: str | None = option(
-        None, "instruction set (default: the best of this processor)", choices=ISAS
-    )
-    context: int | None = option(
-        None, "most tokens of prompt and answer (default: the model's own)", type=integer
     )

@@ -28,7 +28,7 @@ from subsecond.serve.schema import responses as responses_schema
 from subsecond.serve.schema import tokens, wire
 from subsecond.serve.schema.models import Models
 from subsecond.serve.schema.shared import Constraint, Generation
-from subsecond.serve.server import ANYONE, Server
+from subsecond.serve.server import ANYONE, ServedModel, Server
 
 T = TypeVar("T")
 
@@ -135,13 +135,7 @@ async def detokenize(server: Server, exchange: Exchange) -> Done:
 async def chat(server: Server, exchange: Exchange) -> Done:
     """/v1/chat/completions"""
     request = await _read(server, exchange, chat_schema.read)
-    _unconstrained(request.constraint)
-    if request.tools:
-        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
-
-    def encode(own: Any) -> list[list[int]]:
-        info = own.info
-        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+    encode = _conversation(request)
 
     def form(own: Any) -> Form:
         return ChatForm(request, own.text.tokenizer, exchange.id, int(time.time()))
@@ -169,13 +163,7 @@ async def completions(server: Server, exchange: Exchange) -> Done:
 async def responses(server: Server, exchange: Exchange) -> Done:
     """/v1/responses"""
     request = await _read(server, exchange, responses_schema.read)
-    _unconstrained(request.constraint)
-    if request.tools:
-        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
-
-    def encode(own: Any) -> list[list[int]]:
-        info = own.info
-        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+    encode = _conversation(request)
 
     def form(own: Any) -> Form:
         return ResponsesForm(request, own.text.tokenizer, exchange.id, int(time.time()))
@@ -194,6 +182,19 @@ async def _read(server: Server, exchange: Exchange, read: Callable[[bytes, BodyL
     if len(body) < _LARGE_BYTES:
         return read(body, limits)
     return await server.in_thread(lambda: read(body, limits))
+
+
+def _conversation(request: chat_schema.Chat | responses_schema.Respond) -> Encode:
+    """How a conversation becomes token ids; UnsupportedValue for what isn't done to it."""
+    _unconstrained(request.constraint)
+    if request.tools:
+        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
+
+    def encode(own: ServedModel) -> list[list[int]]:
+        info = own.info
+        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+
+    return encode
 
 
 def _unconstrained(constraint: Constraint | None) -> None:
