@@ -167,6 +167,8 @@ def loads(system: System, options: argparse.Namespace, seed: int) -> Iterator[tu
         yield rate, poisson(shape, rate, options.seconds)
     if options.streams:
         plain = {name: v for name, v in system.body.items() if name != "on_deadline"}
+        if system.server == OURS:  # else the server's own deadline, of --within, would apply
+            plain["deadline_ms"] = 1e3 * options.drain
         own = msgspec.structs.replace(
             shape, deadline_s=None, max_tokens=options.stream_tokens, body=plain
         )

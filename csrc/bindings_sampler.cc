@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -70,6 +71,15 @@ void observe_prompt(T& self, const std::vector<int32_t>& tokens) {
     self.native.observe_prompt(tokens.data(), static_cast<int64_t>(tokens.size()));
 }
 
+// bits: one a token, little-endian words of 32.
+void allow(SamplerObject& self, const nb::bytes& bits) {
+    if (bits.size() % sizeof(uint32_t) != 0)
+        throw subsecond::PlanFault("allow: " + std::to_string(bits.size()) + " bytes are no words of 32 bits");
+    std::vector<uint32_t> words(bits.size() / sizeof(uint32_t));
+    std::memcpy(words.data(), bits.data(), bits.size());
+    self.native.allow(std::move(words));
+}
+
 std::pair<float, TopTokens> logprobs(const SamplerObject& self, int64_t step) {
     if (step < 0 || step >= static_cast<int64_t>(self.results.size()))
         throw subsecond::PlanFault("the last run has no log probabilities for step " + std::to_string(step));
@@ -118,6 +128,9 @@ void bind_sampler(nb::module_& m) {
         }
     });
     sampler.def("observe_prompt", observe_prompt<SamplerObject>, "tokens"_a)
+        .def("allow", allow, "bits"_a)
+        .def(
+            "force", [](SamplerObject& self, int32_t token) { self.native.force(token); }, "token"_a)
         .def("logprobs", logprobs, "step"_a)
         .def_prop_ro("accepted", [](const SamplerObject& self) { return self.native.accepted(); });
 }

@@ -93,7 +93,7 @@ bool Sampler::is_stop(int32_t token) const {
 }
 
 // Bias, penalties and forbidden tokens, in place. A NaN stays a NaN, so that broken logits are noticed.
-void Sampler::adjust(float* logits, int64_t vocab, const uint32_t* allowed) const {
+void Sampler::adjust(float* logits, int64_t vocab, const uint32_t* allowed, int64_t words) const {
     for (const auto& [token, bias] : options_.logit_bias)
         if (token < vocab) logits[token] += bias;
     if (counting_) {
@@ -109,10 +109,11 @@ void Sampler::adjust(float* logits, int64_t vocab, const uint32_t* allowed) cons
     };
     if (allowed != nullptr) {
         for (int64_t word = 0; word < ceil_div(vocab, 32); ++word) {
-            if (allowed[word] == 0xffffffffu) continue;
+            const uint32_t bits = word < words ? allowed[word] : 0u;
+            if (bits == 0xffffffffu) continue;
             const int64_t last = std::min<int64_t>(32, vocab - word * 32);
             for (int64_t bit = 0; bit < last; ++bit)
-                if (((allowed[word] >> bit) & 1u) == 0) forbid(word * 32 + bit);
+                if (((bits >> bit) & 1u) == 0) forbid(word * 32 + bit);
         }
     }
     if (accepted_ < options_.min_tokens) {
@@ -195,6 +196,11 @@ int32_t Sampler::draw(const float* logits, int64_t vocab, float largest, uint64_
 
 Outcome Sampler::sample(float* logits, int64_t vocab, int64_t position, const uint32_t* allowed) const {
     Outcome outcome;
+    int64_t words = ceil_div(vocab, 32);
+    if (allowed == nullptr && !allowed_.empty()) {
+        allowed = allowed_.data();
+        words = static_cast<int64_t>(allowed_.size());
+    }
     float largest = 0.0f;
     int64_t first = -1;
     const bool restricted = allowed != nullptr || !options_.logit_bias.empty() || accepted_ < options_.min_tokens;
@@ -216,7 +222,12 @@ Outcome Sampler::sample(float* logits, int64_t vocab, int64_t position, const ui
         for (const auto& [token, count] : seen_)
             if (token >= 0 && token < vocab) originals.emplace_back(token, logits[token]);
     }
-    if (restricted || counting_) adjust(logits, vocab, allowed);
+    if (forced_ >= 0 && forced_ < vocab) {
+        outcome.token = forced_;
+        if (describing) outcome.logprob = static_cast<float>(logits[forced_] - log_sum);
+        return outcome;
+    }
+    if (restricted || counting_) adjust(logits, vocab, allowed, words);
     if (restricted || counting_ || first < 0) kernels_->argmax(logits, vocab, &largest, &first);
     if (first < 0 || !std::isfinite(largest)) {
         const bool forbidden = restricted && first >= 0 && largest == -infinity;

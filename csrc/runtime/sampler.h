@@ -63,7 +63,15 @@ class Sampler {
     // Prompt tokens, for the repetition penalty. May be called several times (pieces of a prompt).
     void observe_prompt(const int32_t* tokens, int64_t count);
 
-    // Chooses a token; `logits` [vocab] may be changed. `allowed`: bit i % 32 of word i / 32, or nullptr for all.
+    // Forbids, from the next choice on, every token whose bit (i % 32 of word i / 32) is not set, and those beyond
+    // the last word. No words: all tokens are allowed.
+    void allow(std::vector<uint32_t> words) { allowed_ = std::move(words); }
+
+    // From now on chooses this token, whatever the logits: only its log probability is wanted.
+    void force(int32_t token) { forced_ = token; }
+
+    // Chooses a token; `logits` [vocab] may be changed. `allowed`: [ceil(vocab / 32)] words as in `allow`, or nullptr
+    // for what `allow` was given last.
     // Ids outside [0, vocab) in the bias and stop lists are ignored here: the caller knows the vocabulary and checks.
     Outcome sample(float* logits, int64_t vocab, int64_t position, const uint32_t* allowed = nullptr) const;
 
@@ -76,7 +84,7 @@ class Sampler {
     void set_kernels(const KernelTable* kernels) { kernels_ = kernels; }
 
   private:
-    void adjust(float* logits, int64_t vocab, const uint32_t* allowed) const;
+    void adjust(float* logits, int64_t vocab, const uint32_t* allowed, int64_t words) const;
     double describe(const float* logits, int64_t vocab, float largest, std::vector<TokenLogprob>* top) const;
     int32_t draw(const float* logits, int64_t vocab, float largest, uint64_t random) const;
     int32_t draw_all(const float* logits, int64_t vocab, float largest, uint64_t random) const;
@@ -86,6 +94,8 @@ class Sampler {
     bool counting_;                              // some penalty is on
     std::unordered_map<int32_t, int32_t> seen_;  // token -> times in the output (0: in the prompt only)
     int64_t accepted_ = 0;
+    std::vector<uint32_t> allowed_;  // empty: all
+    int32_t forced_ = -1;            // -1: none
 };
 
 }  // namespace subsecond

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from subsecond.engine.constraint import Constraint
     from subsecond.engine.request import Logprob, SamplingParams
     from subsecond.errors import (
         FetchError,
@@ -36,6 +37,7 @@ _HOME = {
     "Chat": "tasks.chat",
     "Logits": "tasks.logits",
     "SamplingParams": "engine.request",
+    "Constraint": "engine.constraint",
     "Logprob": "engine.request",
     "Completion": "tasks.completion",
     "Output": "tasks.completion",
@@ -56,6 +58,7 @@ __all__ = [
     "LLM",
     "Chat",
     "Completion",
+    "Constraint",
     "FetchError",
     "InputError",
     "Logits",

@@ -294,6 +294,37 @@ def test_a_server_that_fails_the_warm_up_gets_no_load() -> None:
         assert len(server.requests) == 1
 
 
+def test_a_warm_up_that_is_declined_is_tried_again_without_its_deadline() -> None:
+    declined = response(b'{"error": {"message": "busy"}}', "429 Too", retry_after_ms="5")
+    seen: list[dict[str, Any]] = []
+
+    async def script(request: Any, writer: Any) -> None:
+        seen.append(request.json)
+        if len(seen) < 4:
+            writer.write(declined)
+        else:
+            await answer(request, writer)
+
+    body = {"deadline_ms": 900, "on_deadline": "full", "temperature": 0}
+    with StandIn(script) as server:
+        shape = Shape(prompt_words=3, max_tokens=4, body=body)
+        run = load(Target.of(server.url), burst(shape, 2))
+    assert ends(run) == {"answered": 2}
+    assert [("deadline_ms" in own, "on_deadline" in own) for own in seen] == [
+        *[(False, False)] * 4,
+        *[(True, True)] * 2,
+    ]
+    assert all(own["temperature"] == 0 for own in seen)
+
+
+def test_a_server_that_declines_every_warm_up_is_given_the_load() -> None:
+    never = response(b'{"error": {"message": "too slow"}}', "429 Too", retry_after="3600")
+    with StandIn(saying(never)) as server:
+        run = load(Target.of(server.url), burst(SHAPE, 3), warmup=2)
+        assert len(server.requests) == 4
+    assert ends(run) == {"declined": 3}
+
+
 def test_limits_are_checked() -> None:
     for limits in (Limits(timeout_s=0), Limits(drain_s=-1), Limits(drain_s=float("nan"))):
         with pytest.raises(InputError):

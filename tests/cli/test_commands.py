@@ -56,6 +56,18 @@ def test_an_answer_that_was_cut_says_so(inline: Run, tiny_artifact: Path) -> Non
     assert ended.endswith(" MB]\n")
 
 
+def test_an_answer_that_fits_a_schema(inline: Run, tiny_artifact: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}')
+    common = ("generate", "the sky", "-m", str(tiny_artifact), "--raw", "--json-schema")
+    done = inline(*common, str(schema), "--max-tokens", "200")
+    assert done.returncode == 0
+    assert set(json.loads(done.stdout)) <= {"a", "b"}
+    schema.write_text('{"type": "colour"}')
+    assert_refused(inline(*common, str(schema)), "colour")
+    assert_refused(inline(*common, str(tmp_path / "absent")), "absent")
+
+
 def test_every_text_with_its_tokens_and_logprobs(inline: Run, tiny_artifact: Path) -> None:
     common = ("generate", "the sky", "-m", str(tiny_artifact), "--raw", "--max-tokens", "5")
     common = (*common, "--ignore-eos", "--temperature", "1", "--seed", "4", "--n", "3")

@@ -25,18 +25,61 @@ class FakeSampler:
         self.choice = choice
         self.generated = 0
         self.chosen: list[int] = []  # in the last run
+        self.bits = b""
 
     def choose(self, digest: int, vocab_size: int) -> int:
         token = zlib.crc32(b"%d/%d" % (digest, self.choice)) % vocab_size
         if self.generated < self.request.params.min_tokens and token in self.request.stop_ids:
             token = (token + 1) % vocab_size
+        if self.bits:
+            token = self._allowed(token, vocab_size)
         self.generated += 1
         self.chosen.append(token)
         return token
 
+    def _allowed(self, token: int, vocab_size: int) -> int:
+        """The token, or the next one that is allowed; -1 if none is."""
+        tried = ((token + step) % vocab_size for step in range(vocab_size))
+        return next((id for id in tried if self.bits[id >> 3] >> (id & 7) & 1), -1)
+
+    def allow(self, bits: bytes) -> None:
+        self.bits = bits
+
     def logprobs(self, step: int) -> tuple[float, list[tuple[int, float]]]:
         best = [(self.chosen[step], -0.5 - step), (0, -3.0)]
         return -0.5 - step, best[: self.request.params.logprobs]
+
+
+def score(digest: int, token: int) -> float:
+    """The log probability of a token after the tokens of a digest."""
+    return -(zlib.crc32(b"%d?%d" % (digest, token)) % 4096) / 256
+
+
+class Scored:
+    stop_ids = ()
+
+
+class FakeScorer:
+    """Takes its token, and scores it by the hash."""
+
+    request = Scored()
+
+    def __init__(self, token: int, top: int) -> None:
+        self.token = token
+        self.top = top
+        self.chosen: list[int] = []
+        self.logprob = 0.0
+
+    def choose(self, digest: int, vocab_size: int) -> int:
+        self.logprob = score(digest, self.token)
+        return self.token
+
+    def logprobs(self, step: int) -> tuple[float, list[tuple[int, float]]]:
+        assert step == 0
+        return self.logprob, [(id, -1.0 * id) for id in range(self.top)]
+
+    def allow(self, bits: bytes) -> None:
+        raise AssertionError("it chooses nothing")
 
 
 class FakePlan:
@@ -50,7 +93,7 @@ class FakePlan:
         self.row = view(runner.max_rows)
         self.sampled = view(runner.max_rows * runner.max_steps)
         self.finish = view(runner.max_rows)
-        self.samplers: list[FakeSampler | None] = [None] * runner.max_rows
+        self.samplers: list[FakeSampler | FakeScorer | None] = [None] * runner.max_rows
         self._tables = [
             view(runner.max_sequences * runner.max_pages_per_sequence) for _ in runner.groups
         ]
@@ -59,7 +102,7 @@ class FakePlan:
     def page_table(self, group: int) -> memoryview:
         return self._tables[group]
 
-    def set_sampler(self, row: int, sampler: FakeSampler | None) -> None:
+    def set_sampler(self, row: int, sampler: FakeSampler | FakeScorer | None) -> None:
         others = (other for index, other in enumerate(self.samplers) if index != row)
         assert sampler is None or sampler not in others, "one sampler in two rows"
         self.samplers[row] = sampler
@@ -104,6 +147,9 @@ class FakeRunner:
     def sampler(self, request: Request, choice: int) -> FakeSampler:
         return FakeSampler(request, choice)
 
+    def scorer(self, token: int, top: int) -> FakeScorer:
+        return FakeScorer(token, top)
+
     def copy_page(self, group: int, source: int, destination: int) -> None:
         self.stores[group][destination] = list(self.stores[group][source])
 
@@ -133,8 +179,8 @@ class FakeRunner:
                     if step == 0:
                         sampler.chosen.clear()
                     token = sampler.choose(digest, self.vocab_size)
-                    running[row] = token not in sampler.request.stop_ids
-                    plan.finish[row] = 0 if running[row] else 1
+                    running[row] = token not in sampler.request.stop_ids and token >= 0
+                    plan.finish[row] = 0 if running[row] else 1 if token >= 0 else 4
                 plan.sampled[step * rows + row] = token
             if step + 1 == max_steps or not any(running) or plan.stopped:
                 plan.stopped = False

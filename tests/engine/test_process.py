@@ -12,11 +12,13 @@ from typing import Any
 import fake_process
 import pytest
 from fake_runner import reference
+from serving_model import cost_model
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.framing import FrameReader, frame
 from subsecond.engine.messages import (
     Cancel,
+    Costs,
     Drain,
     Draining,
     EngineMessage,
@@ -34,6 +36,7 @@ from subsecond.engine.messages import (
     Submit,
     Unload,
     Unloaded,
+    Warm,
     engine_decoder,
 )
 from subsecond.engine.process import CLEAN, FAILED, EngineProcess
@@ -320,3 +323,16 @@ def test_random_lives_end_once_and_leave_no_page(front: Front, seed: int) -> Non
     stats = front.last["m"].stats
     assert (stats.running, stats.waiting) == (0, 0)
     assert stats.pages_free + stats.pages_cached == stats.pages_total == 12
+
+
+def test_costs_and_warming_are_taken_between_steps(front: Front) -> None:
+    """Bad costs, and those of a model that isn't there, change nothing."""
+    loaded(front)
+    front.send(Costs("m", b"nonsense"), Costs("x", b""), Warm("x", 1), Warm("m", 7))
+    front.submit(1, [1, 2])
+    front.finish(1)
+    front.send(Costs("m", cost_model().to_json()))
+    front.submit(2, list(range(60)))
+    front.finish(2)
+    assert front.tokens(1) == reference([1, 2], 6)
+    assert front.tokens(2) == reference(list(range(60)), 6)

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from fake_process import COMMAND, FAIL, HANG
 from fake_runner import reference
+from serving_model import cost_model
 
 from subsecond.engine.health import WatchOptions
 from subsecond.engine.messages import Event, SamplingFields, StepStats
@@ -110,6 +112,46 @@ def test_steps_are_reported() -> None:
     assert all(model == "m" and stats.shape is not None for model, stats in seen)
     last = seen[-1][1]
     assert last.pages_free + last.pages_cached == last.pages_total
+
+
+def test_promises_are_kept_also_by_the_next_process() -> None:
+    """A prompt of 48 tokens takes longer than a step may; first come, first served it is one."""
+
+    async def main() -> None:
+        shapes: list[int] = []
+
+        def on_step(_: str, stats: StepStats) -> None:
+            if stats.shape is not None:
+                shapes.append(stats.shape.tokens)
+
+        async with running(on_step=on_step) as engine:
+            prompt = list(range(48))
+            await read(await ask(engine, prompt, 1, tenant="a"))
+            assert shapes == [48]
+            with pytest.raises(InputError, match="no model 'x'"):
+                engine.keep_promises("x", b"")
+            engine.keep_promises("m", cost_model(margin=1.2).to_json())
+            await read(await ask(engine, prompt, 1, tenant="b", deadline_s=time.monotonic() + 9))
+            assert 1 < shapes[1] < 48
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGKILL)
+            await ready_again(engine, 1)
+            shapes.clear()
+            await read(await ask(engine, prompt, 1, deadline_s=time.monotonic() + 9))
+            assert 1 < shapes[0] < 48
+
+    asyncio.run(main())
+
+
+def test_pages_are_warmed_before_what_is_submitted_next() -> None:
+    async def main() -> None:
+        async with running() as engine:
+            with pytest.raises(InputError, match="no model 'x'"):
+                engine.warm("x", 1)
+            engine.warm("m", 5)
+            assert tokens(await read(await ask(engine, [1, 2]))) == reference([1, 2], 8)
+
+    asyncio.run(main())
 
 
 def test_a_slow_reader_delays_nobody_and_loses_nothing() -> None:

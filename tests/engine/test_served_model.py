@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
 from engine_at_rest import assert_nothing_held
 from fake_runner import FakeRunner, reference
+from serving_model import cost_model
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.messages import Cancel, Event, SamplingFields, Submit
 from subsecond.engine.served_model import ServedModel, StepTimes
-from subsecond.errors import RequestError
+from subsecond.errors import InputError, RequestError
 
 LONG = list(range(80))  # more tokens than a step of the fake runner holds
 NOW_S = 1000.0
@@ -237,6 +239,89 @@ def test_step_times_keep_prompts_and_decoding_apart() -> None:
     assert times.expected_s(prompts=True) == times.expected_s(prompts=False) == 0.25
     times.observe(StepReport(StepShape(40, 2, 2, 99), 1, 2.0, []))
     assert (times.expected_s(prompts=True), times.expected_s(prompts=False)) == (2.0, 0.25)
+
+
+def test_steps_say_what_is_left_of_prompts_and_when_they_ended() -> None:
+    model = served()
+    submit(model, 7, LONG)
+    submit(model, 8, [1])
+    model.step()
+    message = model.take_message()
+    assert message is not None
+    assert message.stats.prompts == [(7, 80 - 47)]
+    assert 0 < message.stats.elapsed_s < message.stats.ended_s
+    model.step()
+    message = model.take_message()
+    assert message is not None and message.stats.prompts == []
+    run(model)
+
+
+def test_what_passed_before_a_step_counts_as_its_own() -> None:
+    model = served()
+    submit(model, 1, [1])
+    model.step(time.monotonic() - 5.0)
+    message = model.take_message()
+    assert message is not None and message.stats.elapsed_s >= 5.0
+
+
+def test_costs_are_learnt_from_and_bad_ones_refused() -> None:
+    model = served()
+    with pytest.raises(InputError, match="delete them"):
+        model.keep_promises(b"{}")
+    assert model.engine.scheduler.sharing is None
+    model.keep_promises(cost_model(margin=1.5).to_json())
+    sharing = model.engine.scheduler.sharing
+    assert sharing is not None and sharing.cost.margin == 1.5
+    assert (sharing.limits.tokens, sharing.limits.sequences, sharing.limits.rows) == (48, 4, 8)
+    submit(model, 1, LONG)
+    events = run(model)
+    assert tokens_of(events, 1) == reference(LONG, 6)
+    assert sharing.cost.scale != 1.0
+
+
+def test_a_text_that_may_end_early_ends_before_the_step_that_it_has_no_time_for() -> None:
+    model = served()
+    model.keep_promises(cost_model().to_json())
+    submit(model, 1, [1, 2], deadline_s=NOW_S, promised_tokens=1)
+    model.step()
+    model.expire(NOW_S - 0.025)  # the next step takes 3.4 ms at most, and 20 are for what follows
+    assert not ends_of(take(model), 1)
+    submit(model, 2, LONG)
+    model.step()
+    model.expire(NOW_S - 0.025)  # with the prompt, it may take 20
+    assert ends_of(take(model), 1)[0].finish_reason == "deadline"
+
+
+def test_warming_touches_free_pages_alone_and_ends() -> None:
+    model = served()
+    runner: Any = model.engine.runner
+    submit(model, 1, list(range(70)))
+    model.step()
+    copied: list[int] = []
+    copy = runner.copy_page
+    runner.copy_page = lambda group, source, page: (copied.append(page), copy(group, source, page))
+    assert [model.warm() for _ in range(26)] == [True] * 24 + [False] * 2
+    held = {page for page in range(24) if not model.engine.pages.pools[0].is_free(page)}
+    assert held and sorted(copied) == sorted(set(range(24)) - held)
+    assert not model.warm(9)
+    assert tokens_of(run(model), 1)[-5:] == reference(list(range(70)), 6)[-5:]
+    assert_nothing_held(model.engine)
+
+
+def test_pages_that_have_memory_are_used_again_before_others_are_touched() -> None:
+    model = served()
+    model.warm(3)
+    for id in range(4):
+        submit(model, id, [id, *range(80)])  # two pages, which stay known
+        run(model)
+    pool = model.engine.pages.pools[0]
+    assert max(pool.idle) == 2 and len(pool.free) == 21
+    model.warm(21)
+    for id in range(4, 9):
+        submit(model, id, [id, *range(80)])
+        run(model)
+    assert len(pool.idle) > 8
+    assert_nothing_held(model.engine)
 
 
 def test_pages_are_counted_free_cached_or_in_use() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serving_model import cost_model
 
 from subsecond.engine.calibration import fit, nonnegative_least_squares, probes
-from subsecond.engine.cost import Coefficients, CostModel, StepShape, shape_of
+from subsecond.engine.cost import SPAN_S, Coefficients, CostModel, StepShape, shape_of
 from subsecond.errors import InputError
 
 
@@ -105,9 +105,9 @@ def test_it_follows_a_slower_machine_but_not_a_stall() -> None:
 def test_the_margin_is_learnt_from_sums_of_steps() -> None:
     cost, shape, source = cost_model(margin=1.5), shape_of([(1, 100, 1)]), random.Random(1)
     base = cost.seconds(shape)
-    for _ in range(8 * 300):
+    for _ in range(int(300 * SPAN_S / base)):
         cost.observe(shape, base * source.uniform(0.7, 1.3))
-    assert 1.05 < cost.margin < 1.25  # single steps would say 1.3
+    assert 1.01 < cost.margin < 1.15  # single steps would say 1.3
     assert cost.bound(shape) == pytest.approx(cost.margin * cost.predict(shape))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from subsecond.engine.health import WatchOptions
 from subsecond.engine.messages import LoadOptions
-from subsecond.serve.run import bind, uvicorn_of
+from subsecond.serve.run import bind, tls_of, uvicorn_of
 from subsecond.serve.server import Server
 from subsecond.serve.settings import ServeSettings
 
@@ -128,7 +128,7 @@ async def serving(
     async with asyncio.timeout(PATIENCE_S):
         try:
             await server.open({"m": artifact})
-            http = uvicorn_of(server)
+            http = uvicorn_of(server, tls_of(server.settings))
             task = asyncio.create_task(http.serve([listener]))
             while not http.started:
                 await asyncio.sleep(0.005)
@@ -137,6 +137,7 @@ async def serving(
             await task
         finally:
             await server.close()
+            listener.close()
 
 
 async def closed(writer: asyncio.StreamWriter) -> None:

@@ -4,6 +4,7 @@ value that asks for nothing, or refused by name; and what is served becomes what
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from typing import Any
 
@@ -11,7 +12,8 @@ import msgspec
 import pytest
 from bodies import BODIES, LIMITS, MESSAGES, read, refusal
 
-from subsecond.serve.errors import UnknownModel, UnsupportedValue
+from subsecond.engine.constraint import Constraint
+from subsecond.serve.errors import BadRequest, UnknownModel, UnsupportedValue
 from subsecond.serve.schema import (
     chat,
     completions,
@@ -90,7 +92,7 @@ REFUSED = {
 }
 OURS = {
     "top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos",
-    "deadline_ms", "on_deadline", "priority",
+    "deadline_ms", "on_deadline", "priority", "structured_outputs",
 }  # fmt: skip
 STRUCTS: dict[str, type[msgspec.Struct]] = {
     "chat": ChatRequest,
@@ -247,30 +249,65 @@ def test_stream_options() -> None:
     assert refusal("chat", stream=True, stream_options={"x": 1}).param == "stream_options.x"
 
 
+OBJECT = Constraint.json_object()
+OF_SCHEMA = Constraint.json_schema(SCHEMA)
+
+
 @pytest.mark.parametrize(
-    ("form", "kind", "value"),
+    ("form", "made"),
     [
-        ({"type": "text"}, None, None),
-        ({"type": "json_object"}, "json_object", None),
-        (
-            {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
-            "json_schema",
-            SCHEMA,
-        ),
-        ({"type": "json_schema", "json_schema": {"name": "a"}}, "json_object", None),
-        ({"type": "regex", "regex": "a+"}, "regex", "a+"),
-        ({"type": "choice", "choice": ["a", "b", "a"]}, "choice", ("a", "b")),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, OBJECT),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}, OF_SCHEMA),
+        ({"type": "json_schema", "json_schema": {"name": "a"}}, OBJECT),
     ],
 )
-def test_response_formats(form: dict[str, Any], kind: str | None, value: object) -> None:
+def test_response_formats(form: dict[str, Any], made: Constraint | None) -> None:
     for route in ("chat", "completions"):
-        made = read(route, response_format=form).constraint
-        assert (made and (made.kind, made.value)) == (kind and (kind, value))
+        assert read(route, response_format=form).params.constraint == made
     if form["type"] == "json_schema":
-        form = {"type": "json_schema", "schema": {}, **form["json_schema"]}
-        kind, value = "json_schema", form["schema"]
-    made = read("responses", text={"format": form}).constraint
-    assert (made and (made.kind, made.value)) == (kind and (kind, value))
+        schema = {"type": "object"} | form["json_schema"].get("schema", {})
+        form = {"type": "json_schema", "name": "a", "schema": schema}
+    assert read("responses", text={"format": form}).params.constraint == made
+
+
+@pytest.mark.parametrize("route", ["chat", "completions", "responses"])
+def test_the_extension_of_vllm(route: str) -> None:
+    cases: list[tuple[dict[str, Any], Constraint, str]] = [
+        ({"json": SCHEMA}, OF_SCHEMA, "json"),
+        ({"json": json.dumps(SCHEMA)}, OF_SCHEMA, "json"),
+        ({"json_object": True}, OBJECT, "json_object"),
+        ({"regex": "a+", "json_object": False}, Constraint.regex("a+"), "regex"),
+        ({"choice": ["a", "b", "a"]}, Constraint.choice(["a", "b"]), "choice"),
+    ]
+    for asked, made, name in cases:
+        request = read(route, structured_outputs=asked)
+        assert request.params.constraint == made
+        assert request.constraint_param == f"structured_outputs.{name}"
+    assert read(route, structured_outputs=None).params.constraint is None
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({}, "structured_outputs"),
+        ({"json_object": False}, "structured_outputs"),
+        ({"regex": "a", "choice": ["a"]}, "structured_outputs"),
+        ({"regex": ""}, "structured_outputs.regex"),
+        ({"regex": "a" * 4097}, "structured_outputs.regex"),
+        ({"choice": []}, "structured_outputs.choice"),
+        ({"choice": ["a"] * 1025}, "structured_outputs.choice"),
+        ({"choice": [""]}, "structured_outputs.choice[0]"),
+        ({"json": "[1]"}, "structured_outputs.json"),
+        ({"json": "{"}, "structured_outputs.json"),
+        ({"json": {"x-guidance": {"lenient": True}}}, "structured_outputs.json"),
+        ({"grammar": "start: x"}, "structured_outputs.grammar"),
+    ]
+    for asked, param in bad:
+        assert refusal(route, structured_outputs=asked).param == param, asked
+
+
+def test_one_shape_a_request() -> None:
+    form = {"type": "json_object"}
+    both = refusal("chat", response_format=form, structured_outputs={"regex": "a"})
+    assert both.param == "structured_outputs"
+    assert read("chat", response_format={"type": "text"}, structured_outputs={"regex": "a"})
 
 
 @pytest.mark.parametrize(
@@ -290,11 +327,10 @@ def test_response_formats(form: dict[str, Any], kind: str | None, value: object)
             {"type": "json_schema", "json_schema": {"name": "a", "schema": []}},
             "response_format.json_schema.schema",
         ),
-        ({"type": "regex", "regex": ""}, "response_format.regex"),
-        ({"type": "regex", "regex": "a" * 4097}, "response_format.regex"),
-        ({"type": "choice", "choice": []}, "response_format.choice"),
-        ({"type": "choice", "choice": ["a"] * 1025}, "response_format.choice"),
-        ({"type": "choice", "choice": [""]}, "response_format.choice[0]"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"x-guidance": 1}}},
+            "response_format.json_schema.schema",
+        ),
     ],
 )
 def test_bad_response_formats_are_named(form: object, param: str) -> None:
@@ -460,10 +496,14 @@ def test_embeddings_in_both_encodings() -> None:
         "embedding": vector,
     }
     own = read("embeddings", dimensions=4, encoding_format="base64")
-    assert own.base64
-    embeddings.check_dimensions(own, 4)
-    with pytest.raises(UnsupportedValue) as caught:
-        embeddings.check_dimensions(own, 5)
+    assert own.base64 and own.dimensions == 4 and own.embeds
+    assert own.terms.on_deadline == "full" and own.params.max_tokens == 1
+    state = struct.pack("<4f", 3.0, 4.0, 0.0, 12.0)
+    assert list(embeddings.normalized(state, 2)) == pytest.approx([0.6, 0.8])
+    assert list(embeddings.normalized(state, None)) == pytest.approx([3 / 13, 4 / 13, 0, 12 / 13])
+    assert list(embeddings.normalized(bytes(16), None)) == [0.0] * 4
+    with pytest.raises(BadRequest) as caught:
+        embeddings.normalized(state, 5)
     assert caught.value.param == "dimensions"
 
 

@@ -28,6 +28,8 @@ from subsecond.formats.progress import Progress
 
 DECLINED = (429, 503)
 WARMUP_S = 60.0
+_PROMISE_FIELDS = ("deadline_ms", "on_deadline")
+_AGAIN_S, _PATIENCE_S = 0.1, 10.0  # after a refusal that doesn't say when; with all of them
 PROGRESS_S = 0.5
 
 
@@ -357,15 +359,37 @@ async def first_model(client: Client, target: Target) -> str:
 
 
 async def _warm_up(client: Client, target: Target, like: Arrival, model: str, count: int) -> None:
+    """Requests without a deadline of their own, one after another, and again where the server
+    declines: it may be busy with what came before. A server that goes on declining, by a deadline
+    of its own, say, is there, and can be given the load.
+    """
     stream = bool(like.body["stream"])
+    body = {name: value for name, value in like.body.items() if name not in _PROMISE_FIELDS}
+    free = msgspec.structs.replace(like, body=body, deadline_s=None)
+
+    def make(_: float) -> bytes:
+        return request_of(target, free, model, 0.0)
+
+    patience_s = client.clock() + _PATIENCE_S
     for _ in range(count):
-        call = Call(asyncio.get_running_loop().create_future(), "stream" if stream else "answer")
-        free = msgspec.structs.replace(like, deadline_s=None)
+        while True:
+            loop = asyncio.get_running_loop()
+            call = Call(loop.create_future(), "stream" if stream else "answer")
+            try:
+                await _ask(client, call, make, "warm-up")
+                break
+            except _Declined as declined:
+                if client.clock() + declined.wait_s > patience_s:
+                    return
+                await asyncio.sleep(declined.wait_s)
 
-        def make(_: float, arrival: Arrival = free) -> bytes:
-            return request_of(target, arrival, model, 0.0)
 
-        await _ask(client, call, make, "warm-up")
+class _Declined(RuntimeFailure):
+    """A call before the run was refused for now. wait_s: when to try again."""
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 async def _ask(client: Client, call: Call, make: Callable[[float], bytes], what: str) -> None:
@@ -378,5 +402,8 @@ async def _ask(client: Client, call: Call, make: Callable[[float], bytes], what:
         raise RuntimeFailure(f"{where}: {failure.kind}: {failure.detail}") from None
     except TimeoutError:
         raise RuntimeFailure(f"{where} did not answer within {WARMUP_S:g} s") from None
+    if isinstance(call.body, Refusal) and call.status in DECLINED:
+        message = f"{where} answered {call.status}: {call.body.message}"
+        raise _Declined(message, _seconds(call) or _AGAIN_S)
     if isinstance(call.body, Refusal):
         raise RuntimeFailure(f"{where} answered {call.status}: {call.body.message}")

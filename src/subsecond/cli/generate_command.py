@@ -9,6 +9,7 @@ from typing import Any
 from subsecond.cli import console
 from subsecond.cli.options import Generate, model_given, sampling_given
 from subsecond.cli.stored import kept_line, say_where
+from subsecond.engine.constraint import Constraint
 from subsecond.engine.request import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
@@ -27,7 +28,9 @@ def run(options: Generate) -> int:
         )
     if options.logprobs is not None and not options.json:
         raise InputError("--logprobs are shown with --json only; add it, or leave --logprobs out")
-    params = SamplingParams(**sampling_given(options))  # refuses bad values before any work
+    params = SamplingParams(  # refuses bad values before any work
+        **sampling_given(options), constraint=_constraint(options)
+    )
     prompt = _prompt(options)
     with TerminalProgress() as progress:
         # Buffers for more texts than there will be would only cost memory.
@@ -60,6 +63,14 @@ def run(options: Generate) -> int:
         console.write("\n")
         console.note(figures(result, cut))
     return 0
+
+
+def _constraint(options: Generate) -> Constraint | None:
+    if options.json_schema is None:
+        return None
+    constraint = Constraint.json_schema(console.read_file(options.json_schema))
+    constraint.check()
+    return constraint
 
 
 def _prompt(options: Generate) -> str:

@@ -104,6 +104,9 @@ class Generate(_Texts, _Sampling, _Model):
         "tokens; not for text of others, which could forge turns with them",
     )
     system: str | None = option(None, "instruction before the prompt", metavar="TEXT")
+    json_schema: str | None = option(
+        None, "the answer is JSON that fits the schema in this file", metavar="FILE"
+    )
     json: bool = option(
         False, "one JSON object at the end, token ids included, instead of a stream of text"
     )

@@ -115,6 +115,18 @@ def duration(text: str) -> float:
         ) from None
 
 
+def size(text: str) -> int:
+    """Bytes: 256M, 1G, or a plain number of them; the units are powers of 1024."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    unit = units.get(text[-1:].upper(), 1)
+    try:
+        return integer(text[:-1] if unit > 1 else text) * unit
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be a size such as 256M or 1G, not {shown(text)}"
+        ) from None
+
+
 def bias(text: str) -> tuple[int, float]:
     """ID=BIAS: a token id and what is added to its logit."""
     token_id, equals, value = text.partition("=")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +17,10 @@ from subsecond.formats.progress import TerminalProgress
 if TYPE_CHECKING:
     from subsecond.serve.server import Server
 
-PROMPT_TOKENS, NEW_TOKENS = 128, 48
-"""Of the requests that the stated capacity is of."""
-
 
 def run(options: Serve) -> int:
     """Exit code 0 after a signal to end."""
+    from subsecond.serve import logs
     from subsecond.serve.run import serve
     from subsecond.serve.settings import ServeSettings
 
@@ -54,9 +50,11 @@ def run(options: Serve) -> int:
             context=first.context,
         ),
         drain_s=options.drain,
-    )
-    logging.basicConfig(
-        format="subsecond: %(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING
+        tls_cert=None if options.tls_cert is None else Path(options.tls_cert).expanduser(),
+        tls_key=None if options.tls_key is None else Path(options.tls_key).expanduser(),
+        artifacts=None if options.artifacts is None else Path(options.artifacts).expanduser(),
+        log_format="json" if options.log == "json" else "text",
+        answer_cache_bytes=options.answer_cache,
     )
     with TerminalProgress() as progress:
         paths = {
@@ -64,11 +62,17 @@ def run(options: Serve) -> int:
             for name, model in models
         }
 
+    def say(text: str) -> None:
+        if options.log == "json":
+            logs.operation.info(text)
+        else:
+            console.note(f"subsecond: {text}")
+
     def ready(server: Server, url: str) -> None:
         for name in server.models:
-            console.note(f"subsecond: {_capacity(server, name)}")
-        console.note(
-            f"subsecond: serving {', '.join(server.models)} at {url}/v1 (ready after "
+            say(_capacity(server, name))
+        say(
+            f"serving {', '.join(server.models)} at {url}/v1 (ready after "
             f"{time.monotonic() - begun_s:.1f} s)"
         )
 
@@ -98,12 +102,14 @@ def _name(model: str) -> str:
 
 def _capacity(server: Server, name: str) -> str:
     """The line that says what can be promised."""
-    found = server.capacity_of(name, PROMPT_TOKENS, NEW_TOKENS)
+    from subsecond.serve.loading import STATED
+
+    found = server.capacity_of(name, *STATED)
     if found is None:
         return (
             f"{name} promises nothing by itself: no --within, so each request brings its deadline"
         )
-    shape = f"{PROMPT_TOKENS} in, {NEW_TOKENS} out"
+    shape = f"{STATED[0]} in, {STATED[1]} out"
     if not found.requests_per_s:
         return f"{name} can't promise {shape} here: it would take {found.alone_s:.2f} s alone"
     return (

@@ -9,7 +9,7 @@ from typing import Any
 
 from subsecond.cli.execution_options import Execution
 from subsecond.cli.fields import MODEL, command, option, positional
-from subsecond.cli.parser import duration, field, integer, number, one_of
+from subsecond.cli.parser import duration, field, integer, number, one_of, size
 from subsecond.config import DEFAULT_MODEL
 
 
@@ -134,6 +134,27 @@ class Serve(Execution):
         "seconds that answers may go on after a signal to end (default: 30s)",
         type=duration,
         metavar="TIME",
+    )
+    tls_cert: str | None = option(
+        None, "certificate in PEM, to serve https; read again at SIGHUP", metavar="FILE"
+    )
+    tls_key: str | None = option(None, "its private key in PEM", metavar="FILE")
+    artifacts: str | None = option(
+        None,
+        "folder of artifacts that an admin key may load, beside what 'subsecond list' shows",
+        metavar="DIR",
+    )
+    log: str = option(
+        "text",
+        "warnings as text, or JSON lines with one a request (default: %(default)s)",
+        choices=("text", "json"),
+    )
+    answer_cache: int = option(
+        0,
+        "keep answers on disk and give them again to the very same question, such as 256M; needs "
+        "--state (default: none are kept)",
+        type=size,
+        metavar="BYTES",
     )
     max_sequences: int = option(
         16, "answers that are computed together (default: %(default)s)", type=integer

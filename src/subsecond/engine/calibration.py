@@ -14,7 +14,7 @@ import msgspec
 from subsecond.engine.cost import MAX_SECONDS, Coefficients, StepShape, shape_of
 from subsecond.errors import InputError
 
-CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+CURVE = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens at which the curve has its points, as far as a step may have so many."""
 
 _DEEP = 1024  # positions of a long context, whose cost must stand out from the weights'

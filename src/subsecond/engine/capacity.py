@@ -24,8 +24,8 @@ MOST_DECLINED = 0.005
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """requests_per_s: at 0.8 of it, arrivals being random (Poisson), at most 0.5 % are declined and
-    none is late. 0: not even one at a time. p99_s: of the latencies at 0.8 of it, by the cost
-    model's bound. alone_s: one request on an idle machine.
+    none is late. 0: not even one at a time. p99_s: of the latencies at 0.8 of it. alone_s: one
+    request on an idle machine, by the cost model's bound.
     """
 
     requests_per_s: float
@@ -118,8 +118,8 @@ def trial(
     arrivals: int,
     seed: int = 1,
 ) -> Trial:
-    """Gives a simulated server `arrivals` requests at `rate` a second; its steps take exactly the
-    model's bounds.
+    """Gives a simulated server `arrivals` requests at `rate` a second; its steps take what the
+    model expects of them, its promises are made from the model's bounds.
 
     request: makes a request of an index and the moment of its arrival.
     """
@@ -131,7 +131,7 @@ def trial(
         nonlocal now, items, late
         while items and now < until_s:
             parts = next_step(items, now, cost, limits)
-            now += cost.bound(shape_of([_part(item, count) for item, count in parts]))
+            now += cost.predict(shape_of([part(item, count) for item, count in parts]))
             for item, count in parts:
                 if commit(item, count):
                     latencies.append(now - item.arrival_s)
@@ -168,7 +168,8 @@ def commit(item: Item, count: int) -> bool:
     return item.decode_left == 0
 
 
-def _part(item: Item, count: int) -> tuple[int, int, int]:
+def part(item: Item, count: int) -> tuple[int, int, int]:
+    """An item's part of a step, for `shape_of`."""
     if item.prompt_left:
         return count, item.context, item.choices if count == item.prompt_left else 0
     return count, item.context, item.choices

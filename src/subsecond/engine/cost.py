@@ -31,6 +31,8 @@ MAX_TOKENS = 1 << 16
 MAX_SECONDS = 3600.0
 LEAST_SCALE, MOST_SCALE = 0.25, 8.0
 MOST_MARGIN = 4.0
+MARGIN = 1.15  # before residuals are known: what the machines that this was made on came to
+SPAN_S = 0.25  # of steps whose sum is compared with its prediction: less than most deadlines
 _JSON_BYTES = 1 << 16
 _FORMAT = 1
 
@@ -117,7 +119,8 @@ class CostModel:
     coefficients: as fitted. max_tokens: most tokens of a step that is ever asked for; a table holds
     the curve up to there.
     quantile: of the relative residuals that the margin covers, 0.5 to 1.
-    window: residuals that are remembered. steps: consecutive steps of one residual.
+    window: residuals that are remembered. span_s: consecutive steps of so many expected seconds
+    make one residual.
 
     `predict` is the expectation, `bound` what promises are made from: the expectation times
     `margin`. The residual that the margin is a quantile of is that of a *sum* of consecutive
@@ -131,15 +134,15 @@ class CostModel:
         max_tokens: int = 512,
         quantile: float = 0.99,
         window: int = 256,
-        steps: int = 8,
+        span_s: float = SPAN_S,
         scale: float = 1.0,
-        margin: float = 1.1,
+        margin: float = MARGIN,
     ) -> None:
         coefficients.check()
         _within("max_tokens", max_tokens, 1, MAX_TOKENS)
         _within("quantile", quantile, 0.5, 1.0)
         _within("window", window, 1, MAX_TOKENS)
-        _within("steps", steps, 1, 1024)
+        _within("span_s", span_s, 0.001, MAX_SECONDS)
         _within("scale", scale, LEAST_SCALE, MOST_SCALE)
         _within("margin", margin, 1.0, MOST_MARGIN)
         self.coefficients = coefficients
@@ -148,10 +151,9 @@ class CostModel:
         self.scale = scale  # recent seconds over those of the coefficients
         self.margin = margin
         self.factor = scale * margin  # what bounds are multiplied by
-        self._steps = steps
+        self._span_s = span_s
         self._ratios: deque[float] = deque(maxlen=window)
         self._actual = self._expected = 0.0
-        self._pending = 0
         self._prior = margin
 
     def seconds(self, shape: StepShape) -> float:
@@ -191,11 +193,9 @@ class CostModel:
         self.scale = min(max(scale, LEAST_SCALE), MOST_SCALE)
         self._actual += seconds
         self._expected += self.scale * expected
-        self._pending += 1
-        if self._pending == self._steps:
+        if self._expected >= self._span_s:
             self._ratios.append(self._actual / self._expected)
             self._actual = self._expected = 0.0
-            self._pending = 0
             self.margin = self._learnt()
         self.factor = self.scale * self.margin
 
@@ -230,7 +230,7 @@ class CostModel:
         max_tokens: int = 512,
         quantile: float = 0.99,
         window: int = 256,
-        steps: int = 8,
+        span_s: float = SPAN_S,
     ) -> CostModel:
         """A model from `to_json`'s bytes, which may come from anywhere. InputError for what isn't
         one.
@@ -249,7 +249,7 @@ class CostModel:
                 max_tokens=max_tokens,
                 quantile=quantile,
                 window=window,
-                steps=steps,
+                span_s=span_s,
                 scale=kept.scale,
                 margin=kept.margin,
             )

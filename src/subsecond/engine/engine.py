@@ -11,15 +11,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subsecond.engine.constraint import MAX_CLOSING_TOKENS
 from subsecond.engine.pages import PAGE_POSITIONS, Pages
 from subsecond.engine.plan_writer import PlanWriter
 from subsecond.engine.prefix import Hit, PrefixCache
 from subsecond.engine.report import PageUse, StepReport, page_use, step_shape
-from subsecond.engine.request import Logprob, Request, SequenceState
-from subsecond.engine.scheduler import Limits, Scheduler, Work
+from subsecond.engine.request import CLOSING_S, Logprob, Request, SequenceState
+from subsecond.engine.scheduler import Limits, Scheduler
+from subsecond.engine.scoring import Scores, trimmed
+from subsecond.engine.sharing import Sharing, Work
 from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
 
 if TYPE_CHECKING:
+    from subsecond.engine.constraint_state import Grammars
     from subsecond.engine.runner import Runner
 
 # Plan.finish: the row chose one of its stop ids; its logits are NaN or infinite; every token is
@@ -31,10 +35,14 @@ NEVER = 2**62  # tokens
 
 
 class Engine:
-    """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime."""
+    """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime.
+    grammars: makes constraints ready for the model's vocabulary; None where nobody has said what
+    that is.
+    """
 
     def __init__(self, runner: Runner, *, context: int, steps_per_call: int = 8) -> None:
         self.runner = runner
+        self.grammars: Grammars | None = None
         self.pages = Pages(runner.groups, runner.pages_per_group, runner.copy_page)
         limits = Limits(
             tokens=runner.max_tokens,
@@ -52,6 +60,10 @@ class Engine:
         """Most tokens of a prompt and its answer together."""
         return self.scheduler.limits.context
 
+    def keep_promises(self, sharing: Sharing) -> None:
+        """From the next step on, shares steps so that promised deadlines are kept."""
+        self.scheduler.sharing = sharing
+
     def check(self, request: Request) -> None:
         """RequestError if the request could never run."""
         self.scheduler.check(request)
@@ -67,19 +79,23 @@ class Engine:
         """
         start_s = time.monotonic()
         self._admit()
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(start_s)
         if not step:
             if self.scheduler.running or self.scheduler.waiting:
                 raise RuntimeFailure("requests wait, but no step can be formed")
             return None
+        step = trimmed(step, self.runner.max_rows)
         max_steps = self.scheduler.steps(step)
         step = self._supply(step, max_steps)
         shape = step_shape(step)
-        rows = self._fill(step)
+        scores = Scores()
+        rows = self._fill(step, scores)
         tokens = sum(work.count for work in step)
-        done = self.runner.run(tokens, len(step), len(rows), max_steps)
+        done = self.runner.run(tokens, len(step), len(rows) + len(scores), max_steps)
+        scores.commit()
         self._commit(step, rows, done)
-        return StepReport(shape, done, time.monotonic() - start_s, rows)
+        begun = [work.sequence for work in step if work.sequence.wanted > 1]
+        return StepReport(shape, done, time.monotonic() - start_s, rows, begun)
 
     def expire(self, now_s: float, step_s: float) -> list[SequenceState]:
         """Ends the texts that must not have another step, which would take `step_s` seconds
@@ -90,13 +106,41 @@ class Engine:
             sequence
             for requests in (scheduler.waiting, scheduler.running)
             for request in requests
-            if request.deadline_s <= now_s + step_s
+            if request.deadline_s <= now_s + step_s + CLOSING_S
             for sequence in request.sequences
             if sequence.finish_reason is None and sequence.is_due(now_s, step_s)
         ]
         for sequence in due:
-            self.finish(sequence, "deadline")
+            self._close(sequence)
+            if sequence.finish_reason is None:
+                self.finish(sequence, "deadline")
         return due
+
+    def _close(self, sequence: SequenceState) -> None:
+        """Appends what a text with a constraint needs to fit it, if it may end early. No step is
+        needed for that: what closes a text is not for the model to choose.
+        """
+        state, request = sequence.constraint, sequence.request
+        enough = sequence.generated >= max(1, request.promised_tokens)
+        if state is None or request.on_deadline != "finish" or not enough:
+            return
+        tokens = state.closing(min(MAX_CLOSING_TOKENS, request.max_tokens - sequence.generated))
+        if tokens is None:
+            self._fail(request, RuntimeFailure("the answer could not be closed by its deadline"))
+        else:
+            sequence.tokens += tokens
+
+    def warm(self, pages: int) -> None:
+        """Has the system give the memory of the first `pages` KV pages of every cache group, by
+        writing those that are free; steps prefer them from now on. To be called between steps: a
+        page that is touched first in a step delays it, on a virtual machine by 2 to 20 ms for each
+        2 MiB.
+        """
+        for group, pool in enumerate(self.pages.pools):
+            for page in range(pool.warm if pool.warm < pool.size else 0, min(pages, pool.size)):
+                if pool.is_free(page):
+                    self.runner.copy_page(group, max(0, page - 1), page)
+            pool.warm = min(pages, pool.size)
 
     def page_use(self) -> PageUse:
         """Where the KV pages are."""
@@ -111,7 +155,7 @@ class Engine:
     def finish(self, sequence: SequenceState, reason: str) -> None:
         """Ends one text and gives its pages back; with its last text, the request ends."""
         sequence.finish_reason = reason
-        sequence.sampler = None
+        sequence.sampler = sequence.constraint = None
         if sequence.tables:
             self._give_back(sequence)
         request = sequence.request
@@ -195,7 +239,8 @@ class Engine:
                 if not self._make_room(text):
                     return
             while True:
-                hit = self.prefixes.find(text.request.tenant, text.tokens, len(text.tokens) - 1)
+                most = 0 if text.request.score_prompt else len(text.tokens) - 1
+                hit = self.prefixes.find(text.request.tenant, text.tokens, most)
                 if scheduler.has_pages(text, self.prefixes.uses(hit)):
                     break
                 if not self._make_room(text):
@@ -265,8 +310,10 @@ class Engine:
                 whole = False
         return step if whole else [work for work in step if work.sequence.tables]
 
-    def _fill(self, step: Sequence[Work]) -> list[SequenceState]:
-        """Writes the plan; the sequences that get a token, in the order of the rows."""
+    def _fill(self, step: Sequence[Work], scores: Scores) -> list[SequenceState]:
+        """Writes the plan; the sequences that get a token, in the order of the rows, behind which
+        come those of `scores`.
+        """
         rows: list[SequenceState] = []
         places: list[int] = []
         begin = 0
@@ -280,12 +327,17 @@ class Engine:
                 begin=begin,
                 tables=sequence.tables,
             )
+            scores.add(self.runner, work, begin)
             begin += count
             if work.completes:
                 choices = self._choices(sequence)
                 rows += choices
                 places += [begin - 1] * len(choices)
-        self.plan.set_rows(places, [sequence.sampler for sequence in rows])
+        samplers = [None if own.request.embeds else own.sampler for own in rows]
+        self.plan.set_rows([*places, *scores.places], [*samplers, *scores.samplers])
+        for sequence in rows:
+            if sequence.constraint is not None:
+                sequence.sampler.allow(sequence.constraint.mask())
         return rows
 
     def _choices(self, sequence: SequenceState) -> list[SequenceState]:
@@ -325,12 +377,17 @@ class Engine:
         request = sequence.request
         if sequence.finish_reason is not None:  # another text of its request has failed
             return
+        if request.embeds:
+            self._read_state(sequence, row)
+            return
         wants_logprobs = request.params.logprobs is not None
         for index in range(done):
             token = self.plan.sampled[index * rows + row]
             if token < 0:
                 break
             sequence.tokens.append(token)
+            if sequence.constraint is not None:
+                sequence.constraint.accept(token)
             if wants_logprobs:
                 logprob, top = sequence.sampler.logprobs(index)
                 sequence.logprobs.append(Logprob(token, logprob, tuple(top)))
@@ -343,17 +400,36 @@ class Engine:
         elif outcome == BROKEN:
             self._fail(request, _not_finite(len(sequence.tokens) - 1))
         elif outcome == NONE_ALLOWED:
-            message = "logit_bias and min_tokens together forbid every token"
-            self._fail(request, RequestError(message, "logit_bias"))
+            self._fail(request, _none_allowed(sequence))
+        elif sequence.constraint is not None and sequence.constraint.complete:
+            self.finish(sequence, "complete")
         elif sequence.generated >= request.max_tokens:
             self.finish(sequence, "length")
         else:
             self.pages.slide(sequence.tables, sequence.computed)
 
+    def _read_state(self, sequence: SequenceState, row: int) -> None:
+        try:
+            sequence.request.state = self.runner.state(row)
+        except SubsecondError as error:
+            self._fail(sequence.request, error)
+        else:
+            self.finish(sequence, "stop")
+
     def _fail(self, request: Request, error: SubsecondError) -> None:
         """Ends a request by its own fault; the others go on."""
         request.error = error
         self.cancel(request)
+
+
+def _none_allowed(sequence: SequenceState) -> SubsecondError:
+    """Why a text had no token to go on with."""
+    if sequence.constraint is None:
+        message = "logit_bias and min_tokens together forbid every token"
+        return RequestError(message, "logit_bias")
+    return sequence.constraint.error or RequestError(
+        "the constraint, logit_bias and min_tokens together forbid every token", "constraint"
+    )
 
 
 def _not_finite(position: int) -> RuntimeFailure:

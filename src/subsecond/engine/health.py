@@ -49,7 +49,7 @@ class Health:
 
 @dataclass
 class WantedModel:
-    """A model that is wanted."""
+    """A model that is wanted. costs: of its steps, `CostModel.to_json`; b"": not measured."""
 
     path: str
     options: LoadOptions
@@ -57,3 +57,4 @@ class WantedModel:
     reason: str = ""
     info: ModelInfo | None = None
     waiter: asyncio.Future[ModelInfo] | None = None
+    costs: bytes = b""

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from subsecond import errors
+from subsecond.engine.constraint import Constraint
 from subsecond.engine.cost import StepShape
 from subsecond.engine.values import INT_MAX
 from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
@@ -27,7 +28,7 @@ TokenId = Count
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Tenant = Annotated[str, msgspec.Meta(max_length=256)]
 OnDeadline = Literal["finish", "full"]
-FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+FinishReason = Literal["stop", "complete", "length", "cancelled", "deadline"]
 EndReason = Literal["cancelled", "stop", "deadline"]
 
 
@@ -54,6 +55,8 @@ class SamplingFields(Message, frozen=True):
     """How the tokens of a request are chosen, nothing left to the model: see `SamplingParams` for
     the meanings and ranges, which the engine process checks once more.
 
+    score_prompt: the prompt's log probabilities are wanted, with `logprobs` best tokens each.
+    embeds: the model's final state is wanted, and no token.
     stop_ids: tokens that end a text, the model's own included. Stop strings are the front's: it
     has the text, and ends a text with `Cancel(reason="stop")`.
     """
@@ -72,6 +75,8 @@ class SamplingFields(Message, frozen=True):
     logit_bias: dict[TokenId, float] = {}
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    score_prompt: bool = False
+    embeds: bool = False
 
 
 # Front to engine.
@@ -85,6 +90,24 @@ class Load(Message, frozen=True, tag="load"):
     model: ModelName
     path: str
     options: LoadOptions
+
+
+class Costs(Message, frozen=True, tag="costs"):
+    """What the steps of a model cost: `CostModel.to_json`. From now on its steps are shared so that
+    promises are kept, and the model corrects itself by the steps that it measures.
+    """
+
+    model: ModelName
+    data: bytes
+
+
+class Warm(Message, frozen=True, tag="warm"):
+    """Take the memory of so many KV pages of a model now, rather than while nothing else is to do:
+    what is submitted after this finds them touched.
+    """
+
+    model: ModelName
+    pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 
 class Unload(Message, frozen=True, tag="unload"):
@@ -105,6 +128,8 @@ class Submit(Message, frozen=True, tag="submit"):
     on_deadline: OnDeadline = "finish"
     priority: Annotated[int, msgspec.Meta(ge=-INT_MAX, le=INT_MAX)] = 0
     tenant: Tenant = ""
+    arrival_s: float | None = None
+    constraint: Constraint | None = None
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
@@ -203,7 +228,9 @@ class Event(Message, frozen=True):
 
     logprobs: one a token where they were asked for, else none. finish_reason: with the last event
     of a text. timing, usage: with the last event of the request. error: with the last event of a
-    request that failed; it ends all its texts.
+    request that failed; it ends all its texts. prompt_logprobs: with the first event of each text,
+    where the prompt was to be scored; one a token from the second on. state: float32 [width], with
+    the one event of a request that embeds.
     """
 
     id: Id
@@ -214,6 +241,8 @@ class Event(Message, frozen=True):
     error: ErrorInfo | None = None
     timing: Stamps | None = None
     usage: Usage | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    state: bytes | None = None
 
     @property
     def ends_request(self) -> bool:
@@ -224,8 +253,10 @@ class Event(Message, frozen=True):
 class StepStats(Message, frozen=True):
     """What a turn of a model cost, and where the model stands after it.
 
-    shape: None where nothing was computed (requests ended without a step). elapsed_s: of the whole
-    step, the engine's own time included. steps: decode steps of the call; `shape` is the first's.
+    shape: None where nothing was computed (requests ended without a step). elapsed_s: from the end
+    of the step before, where there was work since then: all that a step costs. ended_s: when it
+    ended (monotonic seconds). steps: decode steps of the call; `shape` is the first's. prompts: of
+    the requests whose prompt the step has computed a part of, what is left: (id, tokens).
     running, waiting: requests. Pages: of all cache groups together; cached ones are held by
     nothing but the prefix cache. free, cached and those of running requests sum up to total.
     """
@@ -238,6 +269,8 @@ class StepStats(Message, frozen=True):
     pages_free: Count
     pages_total: Count
     pages_cached: Count
+    ended_s: float = 0.0
+    prompts: list[tuple[int, int]] = []
 
 
 class StepDone(Message, frozen=True, tag="step"):
@@ -273,7 +306,7 @@ class Fatal(Message, frozen=True, tag="fatal"):
     message: str
 
 
-FrontMessage: TypeAlias = Load | Unload | Submit | Cancel | Ping | Drain
+FrontMessage: TypeAlias = Load | Unload | Costs | Warm | Submit | Cancel | Ping | Drain
 EngineMessage: TypeAlias = (
     Loaded | LoadFailed | Unloaded | StepDone | Refused | Pong | Draining | Fatal
 )

@@ -5,11 +5,14 @@ Owns: the model with its plan, and the order of a sampler's making. Does not kno
 
 from __future__ import annotations
 
+import functools
 import os
 import weakref
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from subsecond.engine.final_state import FinalState
 from subsecond.engine.pages import CacheGroup, page_count
 from subsecond.engine.request import Request
 from subsecond.program.program import Program
@@ -71,6 +74,7 @@ class NativeRunner:
             pages=sizes.pages,
             limits=limits,
         )
+        self._final_state = functools.cache(lambda: FinalState(program, tensors, weights))
         self.plan = native.Plan(self._model, self.max_pages_per_sequence, sizes.max_steps)
         _alive.add(self)
 
@@ -95,6 +99,18 @@ class NativeRunner:
         if sampling.repetition_penalty != 1.0:
             sampler.observe_prompt(request.prompt)
         return sampler
+
+    def scorer(self, token: int, top: int) -> native.Sampler:
+        """A sampler that takes this token, whatever the logits, for its log probability."""
+        sampler = native.Sampler(logprobs=top)
+        sampler.force(token)
+        return sampler
+
+    def state(self, row: int) -> array[float]:
+        """The final state of a row of the last step: float32 [width]. UnsupportedError if this
+        model has none that can be read.
+        """
+        return self._final_state().read(self._model, row)
 
     def run(self, tokens: int, sequences: int, rows: int, max_steps: int) -> int:
         """Runs the plan; the number of steps done. The interpreter's lock is released meanwhile."""

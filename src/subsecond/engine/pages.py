@@ -38,7 +38,8 @@ class CacheGroup:
 
 class PagePool:
     """The pages of one cache group. idle: in the order in which they became so (a dict for its
-    order alone). cached: whether the page's content is known to the prefix cache.
+    order alone). cached: whether the page's content is known to the prefix cache. warm: the pages
+    below this number have their memory; idle pages are given away before one that has not.
     """
 
     def __init__(self, size: int) -> None:
@@ -49,6 +50,11 @@ class PagePool:
         self.references = [0] * size
         self.cached = [False] * size
         self.idle: dict[int, None] = {}
+        self.warm = size  # of an engine that nobody warms, no page is worse than another
+
+    def is_free(self, page: int) -> bool:
+        """Whether nobody holds the page, and its content means nothing."""
+        return self.references[page] == 0 and not self.cached[page]
 
     @property
     def available(self) -> int:
@@ -226,9 +232,9 @@ class Pages:
     def _take(self, index: int) -> int:
         """A page for a new content, an idle one if none is free; NO_PAGE if all are held."""
         pool = self.pools[index]
-        if not pool.free:
-            if not pool.idle:
-                return NO_PAGE
+        if not pool.free and not pool.idle:
+            return NO_PAGE
+        if pool.idle and (not pool.free or pool.free[-1] >= pool.warm):
             self.forget(index, next(iter(pool.idle)))
         return pool.take()
 

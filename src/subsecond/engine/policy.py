@@ -28,12 +28,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from subsecond.engine.cost import CostModel
+from subsecond.engine.cost import CostModel, StepShape
 from subsecond.errors import InputError
+
+STEP_S = 0.020  # a step that prompts may fill
+PACE_S = STEP_S / 2  # of decoding, for the order of prompts: about the middle of what happens
+FREE_STEP_S = 3 * STEP_S  # where nothing is in a hurry
+HURRY_S = 10.0  # to its deadline; what has longer bears long steps
+AGING_S = 5.0  # of arrival, that a level of priority is worth
 
 
 class Item(msgspec.Struct, kw_only=True):
@@ -71,6 +77,8 @@ class StepLimits(msgspec.Struct, frozen=True, kw_only=True):
     tokens, sequences, rows: most of one step
     step_s     how long a step may be made by prompts (one and a half decode steps where that is
                longer, so that prompts always go on)
+    free_step_s  the same where nothing has its deadline within `HURRY_S`: longer steps answer more,
+               and whoever comes then waits for one at most
     guard_s    promised work aims at its deadline less this: what follows its last step (text,
                sending), and the rounding of steps to whole tokens
     aging_s    seconds of arrival that a level of priority is worth
@@ -86,9 +94,10 @@ class StepLimits(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     sequences: int
     rows: int
-    step_s: float = 0.020
+    step_s: float = STEP_S
+    free_step_s: float = FREE_STEP_S
     guard_s: float = 0.020
-    aging_s: float = 5.0
+    aging_s: float = AGING_S
     reserve: float = 0.25
     pace_kept: float = 0.45
     positions: int = 1 << 40
@@ -100,6 +109,7 @@ class StepLimits(msgspec.Struct, frozen=True, kw_only=True):
                 raise InputError(f"{name} is {getattr(self, name)}; a step holds at least 1")
         for name, low, high in (
             ("step_s", 1e-6, 3600),
+            ("free_step_s", 1e-6, 3600),
             ("guard_s", 0, 3600),
             ("aging_s", 0, 3600),
             ("reserve", 0, 100),
@@ -137,7 +147,9 @@ def next_step(
         step.decode(item)
     if free:
         free.sort(key=lambda item: (item.arrival_s - limits.aging_s * item.priority, item.id))
-    limit = min(step.longest(), least_pace)
+    hurried = is_hurried((item.deadline_s for item in items), now_s)
+    longest = step.longest(limits.step_s if hurried else limits.free_step_s)
+    limit = min(longest, least_pace)
     if prompts:
         prompts.sort(key=prompt_order(limits))
         if free and not _has_slack(decoding, prompts, now_s, cost, limits):
@@ -146,13 +158,28 @@ def next_step(
         if not item.prompt_left and (not (decoding or prompts) or step.fits(item, limit)):
             step.decode(item)
     if not decoding and not prompts:
-        limit = step.longest()
+        limit = step.longest(limits.step_s if hurried else limits.free_step_s)
     for item in (*prompts, *(item for item in free if item.prompt_left)):
         if not step.prompt(item, limit):
             break
     if not step.parts and items:  # nothing fits the limit: the first of all, whatever it takes
         step.one(next(iter((*prompts, *free)), None))
     return step.parts
+
+
+def is_hurried(deadlines_s: Iterable[float], now_s: float) -> bool:
+    """Whether anything has its deadline soon."""
+    return any(deadline_s < now_s + HURRY_S for deadline_s in deadlines_s)
+
+
+def longest_s(
+    decoding: StepShape, cost: CostModel, limits: StepLimits, *, hurried: bool = True
+) -> float:
+    """How long prompts may make a step that has these decoding rows already. hurried: of what is in
+    it (`is_hurried`).
+    """
+    one = cost.bound(decoding) if decoding.tokens else cost.factor * cost.table[1]
+    return max(limits.step_s if hurried else limits.free_step_s, 1.5 * one)
 
 
 def prompt_order(limits: StepLimits) -> _Order:
@@ -200,10 +227,12 @@ class Step:
         self.parts: list[tuple[Item, int]] = []
         self.tokens = self.rows = self.sequences = 0
 
-    def longest(self) -> float:
-        """How long prompts may make the step, whatever the paces."""
+    def longest(self, step_s: float) -> float:
+        """How long prompts may make the step, whatever the paces: `step_s`, or longer where its
+        decoding rows take most of that.
+        """
         one = self._cost.table[max(self.tokens, 1)] + self._base
-        return max(self._limits.step_s, 1.5 * self._cost.factor * one)
+        return max(step_s, 1.5 * self._cost.factor * one)
 
     def fits(self, item: Item, limit: float) -> bool:
         """Whether the step with a decoding item more is no longer than `limit`."""

@@ -17,13 +17,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.framing import FrameReader, frame
 from subsecond.engine.messages import (
     Cancel,
+    Costs,
     Drain,
     Draining,
     EngineMessage,
@@ -40,12 +42,16 @@ from subsecond.engine.messages import (
     Submit,
     Unload,
     Unloaded,
+    Warm,
     error_info,
     front_decoder,
 )
 from subsecond.engine.served_model import ServedModel
 from subsecond.engine.turns import next_turn
 from subsecond.errors import EngineUnavailable, InputError, ProtocolError, RuntimeFailure
+
+if TYPE_CHECKING:
+    from subsecond.engine.constraint_state import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +70,14 @@ class _Made:
 
     name: str
     outcome: ServedModel | BaseException
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The constraint of a request is ready, or can't be followed."""
+
+    message: Submit
+    outcome: Compiled | BaseException
 
 
 @dataclass(frozen=True)
@@ -90,14 +104,20 @@ class EngineProcess:
         self._connection = connection
         self._load = load
         self._leave = leave
-        self._inbox: queue.SimpleQueue[FrontMessage | _Made | _Closed] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[FrontMessage | _Made | _Ready | _Closed] = (
+            queue.SimpleQueue()
+        )
         self._models: dict[str, ServedModel] = {}
         self._loading: dict[str, bool] = {}  # name -> still wanted
+        self._preparing: dict[int, Cancel | None] = {}  # id -> what has ended it meanwhile
+        # One at a time: the processors are the steps'.
+        self._constraints = ThreadPoolExecutor(1, "subsecond-constraint")
         self._stepping: Engine | None = None  # read by the other thread
         self._draining = False
         self._exit: int | None = None
         self._over = False
         self._turns = 0
+        self._free_s = 0.0  # since when there was nothing else to do than the next step
 
     def run(self) -> int:
         """Runs until the end; the exit code."""
@@ -112,6 +132,7 @@ class EngineProcess:
             return CLEAN
         finally:
             self._over = True
+            self._constraints.shutdown(wait=False, cancel_futures=True)
             with contextlib.suppress(OSError):  # lets the reading thread go
                 self._connection.shutdown(socket.SHUT_RDWR)
         return CLEAN if self._exit is None else self._exit
@@ -148,28 +169,41 @@ class EngineProcess:
         while True:
             in_flight = any(model.in_flight for model in self._models.values())
             untold = any(model.has_events for model in self._models.values())
-            if self._draining and not in_flight and not untold:
+            if self._draining and not in_flight and not untold and not self._preparing:
                 return False
+            idle = not in_flight and not untold
             try:
-                message = self._inbox.get(block=not in_flight and not untold)
+                warming = idle and any(model.warm() for model in self._models.values())
+                message = self._inbox.get(block=idle and not warming)
             except queue.Empty:
+                if warming:
+                    continue
                 return True
+            if idle:
+                self._free_s = time.monotonic()
             self._handle(message)
             if self._exit is not None:
                 return False
 
-    def _handle(self, message: FrontMessage | _Made | _Closed) -> None:
+    def _handle(self, message: FrontMessage | _Made | _Ready | _Closed) -> None:
         match message:
             case Submit():
                 self._submit(message)
             case Cancel():
-                any(model.cancel(message) for model in self._models.values())
+                self._cancel(message)
             case Ping():
                 self._send(Pong(message.n))
             case Load():
                 self._begin_load(message)
+            case _Ready():
+                self._end_prepare(message)
             case _Made():
                 self._end_load(message)
+            case Costs():
+                self._keep_promises(message)
+            case Warm():
+                if (model := self._models.get(message.model)) is not None:
+                    model.warm(message.pages)
             case Unload():
                 self._unload(message.model)
             case Drain():
@@ -186,12 +220,70 @@ class EngineProcess:
                 raise EngineUnavailable("the server is stopping; ask another one, or later")
             if model is None:
                 raise EngineUnavailable(f"the model {message.model!r} is not loaded")
-            model.submit(message)
+            if message.constraint is None:
+                model.submit(message)
+            else:
+                self._prepare(model, message)
         except Exception as error:  # whatever is wrong with a request ends that request only
-            info = error_info(error)
-            if info.kind == RuntimeFailure.__name__:
-                log.exception("request %d was refused", message.id)
-            self._send(Refused(message.id, info))
+            self._refuse(message, error)
+
+    def _refuse(self, message: Submit, error: Exception) -> None:
+        info = error_info(error)
+        if info.kind == RuntimeFailure.__name__:
+            log.error("request %d was refused", message.id, exc_info=error)
+        self._send(Refused(message.id, info))
+
+    def _prepare(self, model: ServedModel, message: Submit) -> None:
+        """Submits a request with a constraint when that is ready, which takes milliseconds in a
+        thread unless it was used before.
+        """
+        grammars, constraint = model.engine.grammars, message.constraint
+        if grammars is None or constraint is None:
+            raise RuntimeFailure("this model was loaded without its vocabulary")
+        known = grammars.known(constraint)
+        if known is not None:
+            model.submit(message, known)
+            return
+
+        def make() -> None:
+            try:
+                outcome: Compiled | BaseException = grammars.compile(constraint)
+            except BaseException as error:  # the loop tells it
+                outcome = error
+            self._inbox.put(_Ready(message, outcome))
+
+        self._preparing[message.id] = None
+        self._constraints.submit(make)
+
+    def _end_prepare(self, ready: _Ready) -> None:
+        message, outcome = ready.message, ready.outcome
+        ended = self._preparing.pop(message.id)
+        model = self._models.get(message.model)
+        try:
+            if model is None:
+                raise EngineUnavailable(f"the model {message.model!r} was unloaded meanwhile")
+            if isinstance(outcome, BaseException):
+                raise outcome
+            model.submit(message, outcome)
+        except Exception as error:
+            self._refuse(message, error)
+            return
+        if ended is not None:
+            model.cancel(ended)
+
+    def _cancel(self, message: Cancel) -> None:
+        if message.id in self._preparing:
+            self._preparing[message.id] = message
+        else:
+            any(model.cancel(message) for model in self._models.values())
+
+    def _keep_promises(self, message: Costs) -> None:
+        model = self._models.get(message.model)
+        if model is not None:  # else it was unloaded meanwhile
+            try:
+                model.keep_promises(message.data)
+            except InputError as error:
+                log.error("the costs of the model %r can't be used: %s", message.model, error)
 
     def _turn(self) -> None:
         """Ends what is due, gives one model a step, and tells the front."""
@@ -213,7 +305,8 @@ class EngineProcess:
     def _step(self, model: ServedModel) -> None:
         self._stepping = model.engine
         try:
-            model.step()
+            model.step(self._free_s)
+            self._free_s = time.monotonic()
         except Exception as error:
             # Half a step may have happened: pages and sequences can't be trusted any more.
             log.exception("a step of the model %r failed", model.name)

@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from subsecond.engine.child import CLOSED, Child
+from subsecond.engine.constraint import Constraint
 from subsecond.engine.health import Health, State, WantedModel, WatchOptions
 from subsecond.engine.messages import (
+    Costs,
     Drain,
     Draining,
     EngineMessage,
@@ -39,6 +41,7 @@ from subsecond.engine.messages import (
     Submit,
     Unload,
     Unloaded,
+    Warm,
     error_of,
 )
 from subsecond.engine.request_stream import RequestStream
@@ -161,6 +164,26 @@ class RemoteEngine:
                 del self._models[model]
             raise
 
+    def keep_promises(self, model: str, costs: bytes) -> None:
+        """Has a model's steps shared so that deadlines are kept, also after the process was started
+        again. costs: `CostModel.to_json`. InputError for an unknown name.
+        """
+        wanted = self._models.get(model)
+        if wanted is None:
+            raise InputError(f"no model {model!r} is loaded")
+        wanted.costs = costs
+        if self._life is not None and wanted.state == "ready":
+            self._life.child.send(Costs(model, costs))
+
+    def warm(self, model: str, pages: int) -> None:
+        """Has the memory of so many KV pages of a model taken before what is submitted next.
+        InputError for an unknown name.
+        """
+        if model not in self._models:
+            raise InputError(f"no model {model!r} is loaded")
+        if self._life is not None:
+            self._life.child.send(Warm(model, pages))
+
     async def unload(self, model: str) -> None:
         """Frees a model; its requests end with an error. InputError for an unknown name."""
         if model not in self._models:
@@ -186,10 +209,12 @@ class RemoteEngine:
         on_deadline: OnDeadline = "finish",
         priority: int = 0,
         tenant: str = "",
+        arrival_s: float | None = None,
+        constraint: Constraint | None = None,
         observe: Callable[[Event], None] | None = None,
     ) -> RequestStream:
-        """Sends a request; its events. deadline_s: `time.monotonic()` seconds. observe: of
-        `RequestStream`.
+        """Sends a request; its events. deadline_s, arrival_s: `time.monotonic()` seconds. observe:
+        of `RequestStream`.
 
         EngineUnavailable if the process or the model is not there now. A request that the engine
         refuses is one whose stream has an error for its only event.
@@ -209,6 +234,8 @@ class RemoteEngine:
             on_deadline,
             priority,
             tenant,
+            arrival_s,
+            constraint,
         )
         life.child.send(message)
         self._next_id += 1
@@ -389,6 +416,8 @@ class RemoteEngine:
         waiter = model.waiter
         waits = waiter is not None and not waiter.done()  # else whoever asked has given up
         if isinstance(message, Loaded):
+            if model.costs and self._life is not None:
+                self._life.child.send(Costs(message.model, model.costs))
             model.state, model.reason, model.info = "ready", "", message.info
             if waiter is not None and waits:
                 waiter.set_result(message.info)

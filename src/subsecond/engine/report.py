@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from subsecond.engine.cost import StepShape, shape_of
 from subsecond.engine.pages import Pages
 from subsecond.engine.request import SequenceState
-from subsecond.engine.scheduler import Work
+from subsecond.engine.scoring import choosing_rows, scored_rows
+from subsecond.engine.sharing import Work
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class StepReport:
     """What one call into the runtime was.
 
     shape: of its first step. steps: that were done. elapsed_s: the engine's own time included.
-    chosen: sequences that have new tokens, or have ended by their own fault.
+    chosen: sequences that have new tokens, or have ended by their own fault. begun: sequences of
+    whose prompts a part was computed, and a part is left.
     """
 
     shape: StepShape
     steps: int
     elapsed_s: float
     chosen: Sequence[SequenceState]
+    begun: Sequence[SequenceState] = ()
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,10 @@ def step_shape(step: Sequence[Work]) -> StepShape:
     """The shape of a step that is about to run. Positions are counted as if no layer had a
     window.
     """
-    return shape_of([(work.count, work.sequence.computed, _rows(work)) for work in step])
-
-
-def _rows(work: Work) -> int:
-    """Rows of logits that a sequence's part of a step has: forks begin after the prompt."""
-    if not work.completes:
-        return 0
-    return 1 if work.sequence.generated else work.sequence.request.params.n
+    rows = [choosing_rows(work) + scored_rows(work) for work in step]
+    return shape_of(
+        [(work.count, work.sequence.computed, own) for work, own in zip(step, rows, strict=True)]
+    )
 
 
 def page_use(pages: Pages) -> PageUse:

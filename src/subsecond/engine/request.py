@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 from subsecond.engine import values
+from subsecond.engine.constraint import Constraint
 from subsecond.engine.pages import PageTable
 from subsecond.engine.values import INT_MAX, short
 from subsecond.errors import ModelError, RequestError, SubsecondError
 
 if TYPE_CHECKING:
+    from subsecond.engine.constraint_state import Compiled
     from subsecond.engine.prefix import Entry
+
+CLOSING_S = 0.005
+"""Before its deadline a text with a constraint ends by so much, so that it can be closed."""
 
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer where nobody says: a small model that repeats itself ends here."""
 
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+
+Rank: TypeAlias = tuple[bool, float, int]
+"""A request's place in the order of requests: the least comes first."""
+
 MAX_LOGIT_BIASES = 4096
 
 
@@ -67,6 +78,8 @@ class SamplingParams:
     logprobs            None: none; k from 0 to 20: log probabilities (nat, of the model's own
                         distribution) of the chosen token and of the k best
     n                   independent texts for the same prompt, at most LLM's max_sequences
+    constraint          what the text must look like (`Constraint.json_schema`, ...): the text ends
+                        where nothing more can follow, even before min_tokens
     """
 
     max_tokens: int | None = None
@@ -85,6 +98,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self._integer("max_tokens", 1, INT_MAX, optional=True)
@@ -108,6 +122,12 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(
                 f"ignore_eos must be true or false, not {short(self.ignore_eos)}", "ignore_eos"
+            )
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise RequestError(
+                "constraint must be made with Constraint.json_schema, .json_object, .regex or "
+                f".choice, not {short(self.constraint)}",
+                "constraint",
             )
         self._check_stops()
         self._check_stop_ids()
@@ -278,13 +298,14 @@ class SequenceState:
 
     `tables` holds one page table a cache group; it is empty while the sequence waits, and after it
     has ended. entry: where its path in the prefix cache ends; publish_at: the number of computed
-    tokens at which the next page joins it. `finish_reason`: None while it runs, then "stop",
-    "length", "cancelled" or "deadline".
+    tokens at which the next page joins it. constraint: where the text stands in it.
+    `finish_reason`: None while it runs, then "stop" (its last token is a stop token, no text),
+    "complete" (the constraint lets nothing follow), "length", "cancelled" or "deadline".
     """
 
     __slots__ = (
-        "choice", "computed", "entry", "finish_reason", "logprobs", "publish_at", "request",
-        "sampler", "tables", "tokens"
+        "choice", "computed", "constraint", "entry", "finish_reason", "logprobs", "publish_at",
+        "request", "sampler", "tables", "tokens"
     )  # fmt: skip
 
     def __init__(self, request: Request, choice: int, tokens: list[int]) -> None:
@@ -296,6 +317,7 @@ class SequenceState:
         self.entry: Entry | None = None
         self.publish_at = 0
         self.sampler: Any = None
+        self.constraint = None if request.constraint is None else request.constraint.start()
         self.logprobs: list[Logprob] = []
         self.finish_reason: str | None = None
 
@@ -314,8 +336,10 @@ class SequenceState:
         end early and has the tokens that were promised, would pass in a step of `step_s` seconds.
         """
         request = self.request
-        early = request.on_deadline == "finish" and self.generated >= request.promised_tokens
-        return now_s + (step_s if early else 0.0) >= request.deadline_s
+        early_s = 0.0
+        if request.on_deadline == "finish" and self.generated >= request.promised_tokens:
+            early_s = step_s if self.constraint is None else step_s + CLOSING_S
+        return now_s + early_s >= request.deadline_s
 
     @property
     def last_stored(self) -> int:
@@ -332,7 +356,10 @@ class Request:
     deadline_s: `time.monotonic()` seconds at which the answer ends, done or not. promised_tokens: a
     text that has fewer isn't ended before the deadline itself. on_deadline: "finish" lets a text
     end a step early, so that it is never late; "full" doesn't. priority: the larger comes first.
-    tenant: requests share pages with those of their own tenant alone.
+    tenant: requests share pages with those of their own tenant alone. arrival_s: when it came,
+    default now. constraint: `params.constraint`, made ready. score_prompt: `prompt_logprobs`
+    are wanted, of the prompt's tokens from the second on, with `params.logprobs` best ones each.
+    embeds: no token is chosen, the model's final `state` after the prompt is wanted.
 
     The sequences beyond the first begin as forks of the first when the prompt is computed.
     """
@@ -350,9 +377,18 @@ class Request:
         on_deadline: Literal["finish", "full"] = "finish",
         priority: int = 0,
         tenant: str = "",
+        arrival_s: float | None = None,
+        constraint: Compiled | None = None,
+        score_prompt: bool = False,
+        embeds: bool = False,
     ) -> None:
         self.prompt = prompt
         self.params = params
+        self.constraint = constraint
+        self.score_prompt = score_prompt
+        self.prompt_logprobs: list[Logprob] = []
+        self.embeds = embeds
+        self.state: array[float] | None = None
         self.sampling = Sampling.of(params) if sampling is None else sampling
         self.max_tokens = max_tokens
         self.stop_ids = tuple(dict.fromkeys(stop_ids))
@@ -364,7 +400,9 @@ class Request:
         self.on_deadline = on_deadline
         self.priority = priority
         self.tenant = tenant
-        self.rank = (True, 0, 0)  # its place in the order of requests, given when it is queued
+        self.arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        self.promised = promised_tokens > 0 and deadline_s < math.inf
+        self.rank: Rank = (True, 0.0, 0)  # its place in the order of requests, when it is queued
         self.sequences = [SequenceState(self, choice, list(prompt)) for choice in range(params.n)]
         self.scheduled_s = math.nan  # time.monotonic() of the first step that holds a token of it
         self.first_token_s = math.nan

@@ -110,4 +110,6 @@ def _merged(events: list[Event]) -> Event:
         error=last.error,
         timing=last.timing,
         usage=last.usage,
+        prompt_logprobs=events[0].prompt_logprobs,
+        state=last.state,
     )

@@ -6,6 +6,7 @@ model.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,12 @@ class Sampler(Protocol):
 
     def logprobs(self, step: int) -> tuple[float, list[tuple[int, float]]]:
         """(log probability of the chosen token, the best tokens) of a step of the last run."""
+        ...
+
+    def allow(self, bits: bytes) -> None:
+        """Forbids all tokens but those whose bits are set, until it is told otherwise: one bit a
+        token, little-endian words of 32; b"" allows all.
+        """
         ...
 
 
@@ -87,6 +94,16 @@ class Runner(Protocol):
         """A sampler for one text of a request. Random numbers are a function of the request's seed,
         the choice and the position; stop ids are forbidden before `min_tokens`.
         """
+        ...
+
+    def scorer(self, token: int, top: int) -> Sampler:
+        """A sampler that takes this token, whatever the logits: its log probability, and those of
+        the `top` best, are all that is wanted of it.
+        """
+        ...
+
+    def state(self, row: int) -> array[float]:
+        """The model's final state, normed, at a row of the last step: float32 [width]."""
         ...
 
     def run(self, tokens: int, sequences: int, rows: int, max_steps: int) -> int:

@@ -4,11 +4,15 @@ Owns: the queue, the order of requests, the token budget, who yields when pages 
 know: runtimes, sampling. There are no phases: a sequence is (computed, wanted), so a prompt in
 chunks, a cached prefix, a text that is computed again and decoding are one case.
 
-Requests have an order: those with a deadline, whose place is promised, before those without; then
-by priority, then by arrival; the texts of one request by their choice. Pages are given as positions
-need them. When they run out, the last text that has pages yields: it gives them back and waits in
-its old place. So no text yields to one that comes after it, and the first one always goes on, in
-the end alone, where it fits: what doesn't fit alone is refused when it comes.
+Requests have an order: those with a deadline, whose place is promised, before those without. The
+former by the moment at which their decoding should begin; the latter by arrival, a level of
+priority being worth `AGING_S` of it, so that whatever waits long enough comes first; the texts of
+one request by their choice. Pages are given as positions need them. When they run out, the last
+text that has pages yields: it gives them back and waits in its old place. So no text yields to one
+that comes after it, and the first one always goes on, in the end alone, where it fits: what doesn't
+fit alone is refused when it comes.
+
+Who has pages shares the step: first come, first served, or by `sharing` where promises are kept.
 """
 
 from __future__ import annotations
@@ -19,21 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from subsecond.engine.pages import Pages, page_count
-from subsecond.engine.request import Request, SequenceState
+from subsecond.engine.policy import AGING_S, PACE_S
+from subsecond.engine.request import Rank, Request, SequenceState
+from subsecond.engine.sharing import Sharing, Work
 from subsecond.errors import RequestError
-
-
-@dataclass(frozen=True)
-class Work:
-    """`count` tokens of `sequence`, from its first token that isn't computed."""
-
-    sequence: SequenceState
-    count: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether a token can be chosen after it."""
-        return self.count == self.sequence.wanted
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.unplaced: list[SequenceState] = []
+        self.sharing: Sharing | None = None
         self._arrivals = 0
 
     def check(self, request: Request) -> None:
@@ -99,7 +93,12 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Queues a checked request."""
         self._arrivals += 1
-        request.rank = (request.deadline_s == math.inf, -request.priority, self._arrivals)
+        if request.deadline_s < math.inf:
+            begins_s = request.deadline_s - PACE_S * request.promised_tokens
+            request.rank = (False, begins_s, self._arrivals)
+        else:
+            comes_s = request.arrival_s - AGING_S * request.priority
+            request.rank = (True, comes_s, self._arrivals)
         insort(self.waiting, request, key=_rank)
 
     def next_text(self) -> SequenceState | None:
@@ -185,16 +184,22 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
 
-    def schedule(self) -> list[Work]:
-        """The next step: every sequence that waits for one token, then prompts in their
-        order.
-        """
-        active = [
+    def active(self) -> list[SequenceState]:
+        """Texts that have pages and haven't ended, in their order."""
+        return [
             sequence
             for request in self.running
             for sequence in request.sequences
             if sequence.tables and sequence.finish_reason is None
         ]
+
+    def schedule(self, now_s: float) -> list[Work]:
+        """The next step: every sequence that waits for one token, then prompts in their order; or
+        what `sharing` gives them at `now_s`.
+        """
+        active = self.active()
+        if self.sharing is not None:
+            return self.sharing.share(active, now_s)
         step = [Work(sequence, 1) for sequence in active if sequence.wanted == 1]
         budget = self.limits.tokens - len(step)
         for sequence in active:
@@ -213,7 +218,7 @@ class Scheduler:
             sequence = work.sequence
             if work.count != 1 or sequence.generated == 0:
                 return 1
-            if sequence.request.deadline_s < math.inf:
+            if sequence.request.deadline_s < math.inf or sequence.constraint is not None:
                 return 1
             limit = min(limit, sequence.request.max_tokens - sequence.generated)
         return 1 if self.waiting or self.unplaced else limit
@@ -237,9 +242,9 @@ def _texts(request: Request) -> list[SequenceState]:
     ]
 
 
-def _rank(request: Request) -> tuple[bool, int, int]:
+def _rank(request: Request) -> Rank:
     return request.rank
 
 
-def _text_rank(text: SequenceState) -> tuple[tuple[bool, int, int], int]:
+def _text_rank(text: SequenceState) -> tuple[Rank, int]:
     return text.request.rank, text.choice

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from typing import TYPE_CHECKING
 
+from subsecond.engine.cost import CostModel
 from subsecond.engine.engine import Engine
 from subsecond.engine.messages import (
     Cancel,
@@ -25,10 +27,15 @@ from subsecond.engine.messages import (
     Usage,
     error_info,
 )
+from subsecond.engine.policy import StepLimits
 from subsecond.engine.report import StepReport
 from subsecond.engine.request import Request, Sampling, SamplingParams, SequenceState
+from subsecond.engine.sharing import Sharing
 from subsecond.engine.turns import Turn, slack_s
 from subsecond.engine.values import check_token_id, check_token_ids
+
+if TYPE_CHECKING:
+    from subsecond.engine.constraint_state import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,9 @@ class Stream:
 
 
 class StepTimes:
-    """How long the next step will take, from the last ones: prompts and decoding apart."""
+    """How long the next step will take, from the last ones: prompts and decoding apart. For as long
+    as nobody has measured what steps cost.
+    """
 
     def __init__(self) -> None:
         self._decode_s = math.nan
@@ -95,6 +104,28 @@ class ServedModel:
         self._by_id: dict[int, Stream] = {}
         self._events: list[Event] = []
         self._report: StepReport | None = None
+        self._elapsed_s = self._ended_s = 0.0
+        self._warmed = 0  # KV pages of each group
+        engine.warm(0)
+
+    def keep_promises(self, data: bytes) -> None:
+        """What the model's steps cost, as measured. InputError for what isn't that."""
+        runner = self.engine.runner
+        limits = StepLimits(
+            tokens=runner.max_tokens, sequences=runner.max_sequences, rows=runner.max_rows
+        )
+        cost = CostModel.from_json(data, max_tokens=runner.max_tokens)
+        self.engine.keep_promises(Sharing(cost, limits))
+
+    def warm(self, pages: int = 1) -> bool:
+        """Takes the memory of some more KV pages, while there is nothing else to do; False when all
+        have theirs. Requests fill all pages anyway, since what they leave stays known.
+        """
+        if self._warmed >= self.engine.runner.pages_per_group:
+            return False
+        self._warmed += pages
+        self.engine.warm(self._warmed)
+        return True
 
     @property
     def in_flight(self) -> int:
@@ -106,13 +137,13 @@ class ServedModel:
         """Whether the front hasn't been told of something."""
         return bool(self._events)
 
-    def submit(self, message: Submit) -> None:
+    def submit(self, message: Submit, constraint: Compiled | None = None) -> None:
         """Queues a request; any exception means that it isn't queued, and that nothing else has
-        changed.
+        changed. constraint: the message's, made ready.
         """
         if message.id in self._by_id:
             raise ValueError(f"request {message.id} exists already")
-        request = _request(message, self.info.vocab_size)
+        request = _request(message, self.info.vocab_size, constraint)
         self.engine.submit(request)
         self._streams[request] = self._by_id[message.id] = Stream(message.id, request)
 
@@ -130,19 +161,26 @@ class ServedModel:
 
     def expire(self, now_s: float) -> None:
         """Ends what must not have another step, so that nothing is spent on it."""
-        step_s = self.times.expected_s(prompts=self._has_prompts())
-        for sequence in self.engine.expire(now_s, step_s):
+        sharing = self.engine.scheduler.sharing
+        guard_s = 0.0 if sharing is None else sharing.limits.guard_s  # whoever sends may be delayed
+        for sequence in self.engine.expire(now_s, self._step_s(now_s) + guard_s):
             self._tell(sequence)
 
-    def step(self) -> None:
+    def step(self, since_s: float | None = None) -> None:
         """One call into the runtime. An exception means that the engine can't be trusted any
-        more.
+        more. since_s: since when there was nothing else to do than this step (default: now).
         """
+        since_s = time.monotonic() if since_s is None else since_s
         report = self.engine.step()
         if report is None:
             return
         self._report = report
+        self._ended_s = time.monotonic()
+        self._elapsed_s = self._ended_s - since_s
         self.times.observe(report)
+        sharing = self.engine.scheduler.sharing
+        if sharing is not None and report.steps == 1:
+            sharing.cost.observe(report.shape, self._elapsed_s)
         for sequence in report.chosen:
             self._tell(sequence)
 
@@ -154,7 +192,7 @@ class ServedModel:
 
     def turn(self, now_s: float) -> Turn:
         """What the choice between models needs to know."""
-        step_s = self.times.expected_s(prompts=self._has_prompts())
+        step_s = self._step_s(now_s)
         slacks = (
             slack_s(request.deadline_s, now_s, self._steps_left(request), step_s)
             for requests in (self.engine.scheduler.running, self.engine.scheduler.waiting)
@@ -172,15 +210,33 @@ class ServedModel:
         scheduler, pages = self.engine.scheduler, self.engine.page_use()
         stats = StepStats(
             shape=report.shape if report else None,
-            elapsed_s=report.elapsed_s if report else 0.0,
+            elapsed_s=self._elapsed_s if report else 0.0,
             steps=report.steps if report else 0,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             pages_free=pages.free,
             pages_total=pages.total,
             pages_cached=pages.cached,
+            ended_s=self._ended_s if report else time.monotonic(),
+            prompts=self._prompts(report) if report else [],
         )
         return StepDone(self.name, events, stats)
+
+    def _prompts(self, report: StepReport) -> list[tuple[int, int]]:
+        """What is left of the prompts that the step has computed a part of."""
+        found = []
+        for text in report.begun:
+            stream = self._streams.get(text.request)
+            if stream is not None and text.choice == 0:
+                found.append((stream.id, text.wanted))
+        return found
+
+    def _step_s(self, now_s: float) -> float:
+        """Seconds of the next step."""
+        scheduler = self.engine.scheduler
+        if scheduler.sharing is None:
+            return self.times.expected_s(prompts=self._has_prompts())
+        return scheduler.sharing.longest_s(scheduler.active(), now_s)
 
     def _has_prompts(self) -> bool:
         """Whether the next step may hold parts of prompts."""
@@ -216,9 +272,14 @@ class ServedModel:
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = [TokenLogprob(lp.logprob, list(lp.top)) for lp in sequence.logprobs[sent:]]
+        scores = None
+        if sent == 0 and request.score_prompt:
+            scores = [TokenLogprob(lp.logprob, list(lp.top)) for lp in request.prompt_logprobs]
         stream.sent[choice] = sent + len(tokens)
         if sequence.finish_reason is None:
-            self._events.append(Event(stream.id, choice, tokens, None, logprobs))
+            self._events.append(
+                Event(stream.id, choice, tokens, None, logprobs, prompt_logprobs=scores)
+            )
             return
         stream.open -= 1
         timing = usage = None
@@ -235,6 +296,8 @@ class ServedModel:
                 None,
                 timing,
                 usage,
+                scores,
+                None if request.state is None else request.state.tobytes(),
             )
         )
 
@@ -242,7 +305,7 @@ class ServedModel:
         del self._streams[stream.request], self._by_id[stream.id]
 
 
-def _request(message: Submit, vocab_size: int) -> Request:
+def _request(message: Submit, vocab_size: int, constraint: Compiled | None) -> Request:
     """The engine's request; RequestError for a value out of its range."""
     fields = message.params
     params = SamplingParams(
@@ -259,6 +322,7 @@ def _request(message: Submit, vocab_size: int) -> Request:
         logit_bias=fields.logit_bias,
         logprobs=fields.logprobs,
         n=fields.n,
+        constraint=message.constraint,
     )
     for token_id in params.logit_bias:
         check_token_id(token_id, vocab_size, "logit_bias", "a token id of logit_bias")
@@ -275,6 +339,10 @@ def _request(message: Submit, vocab_size: int) -> Request:
         on_deadline=message.on_deadline,
         priority=message.priority,
         tenant=message.tenant,
+        arrival_s=message.arrival_s,
+        constraint=constraint,
+        score_prompt=fields.score_prompt,
+        embeds=fields.embeds,
     )
 
 

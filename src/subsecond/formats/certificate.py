@@ -8,6 +8,7 @@ the figures are computed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -84,3 +85,19 @@ def decode(data: bytes) -> Certificate:
             f"certificate version {certificate.version} is not read; convert the model again"
         )
     return certificate
+
+
+def check_binding(record: Certificate, files: Mapping[str, str]) -> None:
+    """Raises ModelError unless the certificate is of these files (name: SHA-256), and of no others:
+    one that was made of another artifact says nothing about this one.
+    """
+    for name, wanted in (
+        ("weights.bin", record.weights_sha256),
+        ("program.json", record.program_sha256),
+        ("tokenizer.json", record.tokenizer_sha256),
+    ):
+        if files.get(name) != wanted:
+            raise ModelError(
+                f"certificate.json is not of this {name}, but of another artifact's; convert the "
+                "model again"
+            )

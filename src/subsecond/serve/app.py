@@ -19,17 +19,27 @@ from starlette.routing import Route as PathRoute
 from starlette.routing import Router
 
 from subsecond.errors import SubsecondError
-from subsecond.serve import routes
-from subsecond.serve.audit import Entry
-from subsecond.serve.errors import Forbidden, MethodNotAllowed, NotFound, ServeError, error_for
+from subsecond.serve import admin, logs, page, routes
+from subsecond.serve.audit import Entry, logged
+from subsecond.serve.errors import (
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    ServeError,
+    Unauthorized,
+    error_for,
+)
 from subsecond.serve.exchange import ClientGone, Exchange, Receive, Scope, Send
 from subsecond.serve.keys import Right
+from subsecond.serve.openapi import description
 from subsecond.serve.server import ANYONE, Server
 
 log = logging.getLogger(__name__)
 
 OPEN = frozenset({"/health/live", "/health/ready"})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_ASK_BROWSER = 'Basic realm="subsecond (API key as the password)", charset="UTF-8"'
+_QUIET = frozenset({"live", "ready", "metrics", "dashboard", "page"})  # asked for all the time
 _GONE = 499  # what access logs write for a client that left
 
 Handler = Callable[[Server, Exchange], Awaitable[routes.Done]]
@@ -37,7 +47,7 @@ Handler = Callable[[Server, Exchange], Awaitable[routes.Done]]
 
 @dataclass(frozen=True)
 class _Routed:
-    """A route. right: what a key needs to have; None: nothing."""
+    """A route. right: what a key needs to have; None: nothing, any key may use it."""
 
     handler: Handler
     method: str
@@ -51,11 +61,19 @@ ROUTES: dict[str, _Routed] = {
     "/v1/chat/completions": _Routed(routes.chat, "POST", "use", "chat"),
     "/v1/completions": _Routed(routes.completions, "POST", "use", "completions"),
     "/v1/responses": _Routed(routes.responses, "POST", "use", "responses"),
+    "/v1/embeddings": _Routed(routes.embeddings, "POST", "use", "embeddings"),
     "/v1/models": _Routed(routes.models, "GET", "use", "models"),
     "/v1/models/{model:path}": _Routed(routes.model, "GET", "use", "model"),
     "/tokenize": _Routed(routes.tokenize, "POST", "use", "tokenize"),
     "/detokenize": _Routed(routes.detokenize, "POST", "use", "detokenize"),
     "/metrics": _Routed(routes.metrics, "GET", "metrics", "metrics"),
+    "/dashboard": _Routed(page.dashboard, "GET", "metrics", "dashboard"),
+    "/models": _Routed(admin.models, "GET", "admin", "stored_models"),
+    "/models/load": _Routed(admin.load, "POST", "admin", "load"),
+    "/models/unload": _Routed(admin.unload, "POST", "admin", "unload"),
+    "/": _Routed(page.index, "GET", None, "page"),
+    "/ui/{name}": _Routed(page.file, "GET", None, "page"),
+    "/openapi.json": _Routed(page.description, "GET", None, "openapi"),
 }
 
 
@@ -65,10 +83,14 @@ class App:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._router = Router(
-            [PathRoute(path, _Endpoint(self, own)) for path, own in ROUTES.items()],
+            [PathRoute(path, _Endpoint(self, own, path)) for path, own in ROUTES.items()],
             redirect_slashes=False,
             default=_Endpoint(self, None),
         )
+        methods = {
+            path.replace(":path}", "}"): (own.method, own.right) for path, own in ROUTES.items()
+        }
+        server.described = lambda: description(methods, OPEN)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
@@ -90,8 +112,14 @@ class App:
         if scope["path"] in OPEN and exchange.path == scope["path"]:
             exchange.key = None
             return
+        _refuse_foreign_page(exchange)
         if ring is not None:
-            exchange.authorize(ring)
+            try:
+                exchange.authorize(ring)
+            except Unauthorized as error:
+                if scope["path"] == "/" or scope["path"].startswith("/ui/"):
+                    error.headers["www-authenticate"] = _ASK_BROWSER
+                raise
             return
         # Without keys, a web page could reach this address under a name of its own.
         host = (exchange.header(b"host") or b"").decode("latin-1").lower()
@@ -146,36 +174,54 @@ class App:
         status = told.status if told is not None else exchange.status
         self._server.metrics.request(name, status)
         audit = self._server.audit
-        if audit is None or name in ("live", "ready", "metrics"):
+        traces = self._server.traces
+        if name in _QUIET or not (audit or traces or logs.access.isEnabledFor(logging.INFO)):
             return
         key = exchange.key
-        audit.record(
-            Entry(
-                request=exchange.id,
-                key=None if key is None else key.id,
-                client=exchange.client,
-                user=done.user,
-                action=name,
-                model=done.model,
-                status=status,
-                outcome=done.outcome,
-                prompt_tokens=done.prompt_tokens,
-                completion_tokens=done.completion_tokens,
-                deadline_ms=done.deadline_ms,
-                promised=done.promised,
-                kept=done.kept,
-                elapsed_ms=round((time.monotonic() - exchange.start_s) * 1e3, 3),
-            )
+        entry = Entry(
+            request=exchange.id,
+            key=None if key is None else key.id,
+            client=exchange.client,
+            user=done.user,
+            action=name,
+            model=done.model,
+            status=status,
+            outcome=done.outcome,
+            prompt_tokens=done.prompt_tokens,
+            completion_tokens=done.completion_tokens,
+            deadline_ms=done.deadline_ms,
+            promised=done.promised,
+            kept=done.kept,
+            elapsed_ms=round((time.monotonic() - exchange.start_s) * 1e3, 3),
         )
+        if audit is not None:
+            audit.record(entry)
+        if traces is not None:
+            traces.record(exchange, entry)
+        logs.access.info("request", extra={"fields": logged(entry)})
+
+
+def _refuse_foreign_page(exchange: Exchange) -> None:
+    """A browser sends the key that it knows with whatever a page of another place asks for, and
+    says so.
+    """
+    site = exchange.header(b"sec-fetch-site")
+    if site in (None, b"same-origin", b"none"):
+        return
+    if exchange.method == "GET" and exchange.header(b"sec-fetch-mode") == b"navigate":
+        return  # a link to here
+    raise Forbidden("pages of other places may not use this server")
 
 
 class _Endpoint:
     """A route for starlette: an ASGI application."""
 
-    def __init__(self, app: App, routed: _Routed | None) -> None:
+    def __init__(self, app: App, routed: _Routed | None, path: str | None = None) -> None:
         self._app = app
         self._routed = routed
+        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del receive, send
+        scope["subsecond.route"] = self._path
         await self._app.handle(scope["subsecond.exchange"], self._routed)

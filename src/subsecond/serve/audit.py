@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -44,6 +45,16 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     elapsed_ms: float | None = None
     prompt: str | None = None
     answer: str | None = None
+
+
+def logged(entry: Entry) -> dict[str, Any]:
+    """An entry's fields for a log that operators read: nothing that a client says of its users, no
+    text, and times are the log's own.
+    """
+    plain: dict[str, Any] = msgspec.to_builtins(entry)
+    for name in ("time", "user", "prompt", "answer"):
+        plain.pop(name, None)
+    return plain
 
 
 class Audit:

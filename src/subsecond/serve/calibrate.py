@@ -9,13 +9,15 @@ The measured steps are real ones: whatever the engine, its sampler and its loop 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import glob
 import hashlib
 import itertools
 import os
 import platform
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,10 +37,18 @@ from subsecond.errors import EngineUnavailable, InputError
 from subsecond.formats import atomic
 
 BUDGET_S = 3.0
-"""Begun measurements are ended; none is begun after this."""
+"""Begun measurements are ended; none is begun after this, but of the shortest each once."""
+LONG_TOKENS = 64  # of a prompt; longer ones are measured once or twice, shorter ones every round
+REFRESH_S = 0.25
+SAME_RATIO = 1.15
+"""A machine that is this much faster or slower than remembered is another one, for now. Below it, a
+measurement of a quarter of a second says less than what is remembered.
+"""
 
 _serial = itertools.count()
 
+WARM_PAGES = 96
+"""More than the texts of any one measurement hold."""
 DEEP = 1024  # positions of the long context
 
 
@@ -66,29 +76,42 @@ async def measure(
     async def ask(prompt_tokens: int, new_tokens: int, n: int = 1) -> None:
         await _ask(engine, model, info, prompt_tokens, new_tokens, n)
 
-    begun_s = time.monotonic()
-    await ask(1, 4)  # the first step touches memory for the first time
+    # Memory that is touched for the first time costs more than most steps.
+    engine.warm(model, WARM_PAGES)
+    await ask(min(info.max_tokens, info.context - 8), 8)
     recorder.steps.clear()
-    for plan in _plans(ask, info):
-        if time.monotonic() - begun_s > BUDGET_S:
-            break
-        await plan()
+    end_s = time.monotonic() + BUDGET_S
+    every, once = _plans(ask, info)
+    await ask(1, 16)
+    async with _company(engine, model, info):
+        for plan in every:
+            await plan()
+        for plan in (*once, *every, *every, *once, *every):
+            if time.monotonic() > end_s:
+                break
+            await plan()
     return CostModel(fit(recorder.steps), max_tokens=min(info.max_tokens, MAX_TOKENS))
 
 
 async def refresh(
     engine: RemoteEngine, model: str, info: ModelInfo, recorder: Recorder, cost: CostModel
 ) -> CostModel:
-    """A remembered cost model, scaled to how fast the machine is now. Takes a tenth of a second
-    where a start from nothing takes two.
+    """A remembered cost model; scaled to how fast the machine is now, if that is another speed than
+    it was. Takes `REFRESH_S` where a start from nothing takes `BUDGET_S`.
     """
     await _ask(engine, model, info, 1, 4)
     recorder.steps.clear()
-    for length in (1, 16, 32):
-        if length < min(info.max_tokens, info.context - 8):
-            await _ask(engine, model, info, length, 6)
+    end_s = time.monotonic() + REFRESH_S
+    async with _company(engine, model, info):
+        for length in (1, 16, 32) * 3:
+            if time.monotonic() > end_s:
+                break
+            if length < min(info.max_tokens, info.context - 8):
+                await _ask(engine, model, info, length, 6)
     ratios = [seconds / cost.seconds(shape) for shape, seconds in recorder.steps]
-    scale = statistics.median(ratios) if ratios else 1.0
+    scale = statistics.median(ratios) if ratios else cost.scale
+    if 1 / SAME_RATIO <= scale / cost.scale <= SAME_RATIO:
+        scale = cost.scale
     return CostModel(
         cost.coefficients,
         max_tokens=min(info.max_tokens, MAX_TOKENS),
@@ -120,31 +143,49 @@ async def _ask(  # noqa: PLR0917 (whom, and how much)
                 raise EngineUnavailable(f"the model can't be measured: {event.error.message}")
 
 
+@contextlib.asynccontextmanager
+async def _company(engine: RemoteEngine, model: str, info: ModelInfo) -> AsyncIterator[None]:
+    """A text that decodes meanwhile. Steps follow each other then, as they do under load: a step
+    after a pause is slower by what the machine has to wake up.
+    """
+    task = None
+    if info.max_sequences > 1 and info.max_tokens > 1:
+        task = asyncio.create_task(_ask(engine, model, info, 1, min(DEEP, info.context - 8)))
+        await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
 def _plans(
     ask: Callable[..., Awaitable[None]], info: ModelInfo
-) -> list[Callable[[], Awaitable[object]]]:
-    """What to run, the cheapest and most telling first."""
-    room = info.context - 8
-    many = [count for count in (2, 4, 8, 16) if count <= info.max_sequences]
-    lengths = [length for length in CURVE if 1 < length <= min(info.max_tokens, room, 512)]
+) -> tuple[list[Callable[[], Awaitable[object]]], list[Callable[[], Awaitable[object]]]]:
+    """What to run, the cheapest and most telling first: in every round; and what is too long for
+    that. A machine's speed changes from moment to moment, so a round has some of everything.
+    """
+    room, others = info.context - 8, max(1, info.max_sequences - 1)
+    many = [count for count in (1, 3, 5, 7, 11, 15) if count <= others]
+    # A token less than the curve's points: the company has one.
+    lengths = [length - 1 for length in CURVE if 2 < length <= min(info.max_tokens, room, 512)]
 
-    def alone(length: int, new: int = 3, n: int = 1) -> Callable[[], Awaitable[object]]:
+    def one(length: int, new: int, n: int = 1) -> Callable[[], Awaitable[object]]:
         return lambda: ask(length, new, n)
 
     def together(count: int) -> Callable[[], Awaitable[object]]:
-        return lambda: asyncio.gather(*(ask(4, 6) for _ in range(count)))
+        return lambda: asyncio.gather(*(ask(4, 8) for _ in range(count)))
 
-    short = [alone(length) for length in lengths if length <= 64]
-    long = [alone(length, 2) for length in lengths if length > 64]
-    deep = min(DEEP, room)
-    half = min(DEEP // 2, room)
-    plans = [alone(1, 8), *short, *map(together, many)]
-    if half > 64:
-        plans.append(alone(half, 4, min(8, info.max_sequences)))
-    plans += long
+    every = [one(length, 1) for length in lengths if length < LONG_TOKENS]
+    every += map(together, many)
+    once = [one(length, 1) for length in lengths if length >= LONG_TOKENS]
+    deep, half = min(DEEP, room), min(DEEP // 2, room)
+    if half > LONG_TOKENS:
+        once.append(one(half, 6, min(7, others)))
     if deep > half:
-        plans.append(alone(deep, 4))
-    return [*plans, *short]
+        once.append(one(deep, 6))
+    return every, once
 
 
 class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -180,6 +221,12 @@ def recall(path: Path, machine: str, max_tokens: int) -> CostModel | None:
         return CostModel.from_json(bytes(kept.cost), max_tokens=max_tokens)
     except (OSError, msgspec.DecodeError, RecursionError, InputError):
         return None
+
+
+def was_measured(path: Path) -> bool:
+    """Whether anything is remembered beside the artifact, for this machine or another."""
+    real = Path(os.path.realpath(path))
+    return any(real.parent.glob(f"{glob.escape(f'.{real.name}.costs-')}*.json"))
 
 
 def remember(path: Path, machine: str, cost: CostModel) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from subsecond.engine.messages import Event, TokenLogprob
 from subsecond.text.stop import StopStrings
-from subsecond.text.stream import Detokenizer
-from subsecond.text.tokenizer import Tokenizer
+from subsecond.text.stream import Detokenizer, TokenBytes
 
 _ENDS = (".", "!", "?", "…", "\n", "。", "！", "？")
 _CLOSES = "\"'”’)]»」』*_ \t"
@@ -21,13 +20,16 @@ _CLOSES = "\"'”’)]»」』*_ \t"
 @dataclass(frozen=True)
 class Piece:
     """What an event adds to a text. tokens, logprobs: those that count, one entry each (logprobs:
-    only where they were asked for).
+    only where they were asked for). prompt_logprobs: with a text's first piece, where the prompt is
+    scored; one a token from the second on. state: of a prompt that is embedded, float32.
     """
 
     index: int
     text: str
     tokens: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    state: bytes = b""
 
 
 class ChoiceText:
@@ -35,7 +37,7 @@ class ChoiceText:
     dropped: the tokens of that event up to the one that completed it count.
     """
 
-    def __init__(self, tokenizer: Tokenizer, index: int, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: TokenBytes, index: int, stops: Sequence[str]) -> None:
         self.index = index
         self.tokens = 0
         self.finish_reason: str | None = None
@@ -71,7 +73,10 @@ class ChoiceText:
             self.finish_reason = "stop"
         elif reason is not None:
             texts.append(self._stops.flush())
-            self.finish_reason = reason
+            self.finish_reason = "stop" if reason == "complete" else reason
         text = "".join(texts)
         self._tail = (self._tail + text)[-8:]
-        return Piece(self.index, text, event.tokens[:taken], (event.logprobs or [])[:taken])
+        logprobs = (event.logprobs or [])[:taken]
+        scores = event.prompt_logprobs or ()
+        state = event.state or b""
+        return Piece(self.index, text, event.tokens[:taken], logprobs, scores, state)

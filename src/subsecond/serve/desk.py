@@ -12,25 +12,33 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from subsecond.engine.admission import Decision, decide
-from subsecond.engine.cost import CostModel
+from subsecond.engine.capacity import commit, part
+from subsecond.engine.cost import CostModel, shape_of
 from subsecond.engine.forecast import forecast
 from subsecond.engine.messages import Event, SamplingFields, StepStats
-from subsecond.engine.policy import Item, StepLimits
+from subsecond.engine.policy import Item, StepLimits, next_step
+
+LEAST_SENDING_S, MOST_SENDING_S = 0.005, 0.1
+"""Before its deadline an answer's last step ends by so much at least, so that its end is sent in
+time; at most: a loop that lags more has another fault than its load.
+"""
+_LAGS = 512  # of the newest steps' news
 
 
 @dataclass
 class Costs:
-    """What a loaded model's steps cost. free_s: when the step that runs now should end, by the
-    length of the one before (monotonic seconds).
-    """
+    """What a loaded model's steps cost. ended_s: when its last step did (monotonic seconds)."""
 
     cost: CostModel
     limits: StepLimits
-    free_s: float = 0.0
+    ended_s: float = 0.0
     running: int = 0
     waiting: int = 0
     pages_used: int = 0
@@ -39,14 +47,19 @@ class Costs:
 
 @dataclass(eq=False)
 class Entry:
-    """A request on its way. `observe` is called with each of its events."""
+    """A request on its way. `observe` is called with each of its events. taken_s: when it was taken
+    (monotonic seconds). stream: the engine's number of it, once it has one.
+    """
 
     model: str
     item: Item
     desk: Desk
     promised: list[int]  # tokens still promised, of each text that goes on
     wanted: list[int]  # the same of tokens at most
+    prompt_tokens: int
     ended: bool = False
+    taken_s: float = 0.0
+    stream: int = -1
 
     def observe(self, event: Event) -> None:
         """Takes in what has arrived."""
@@ -56,8 +69,7 @@ class Entry:
             return
         count = len(event.tokens)
         if item.prompt_left and count:
-            item.context += item.prompt_left
-            item.prompt_left = 0
+            self.computed(0)
         self.promised[event.choice] = max(0, self.promised[event.choice] - count)
         self.wanted[event.choice] = max(0, self.wanted[event.choice] - count)
         if event.finish_reason is not None:
@@ -67,30 +79,62 @@ class Entry:
         item.promised_tokens, item.decode_left = max(self.promised), max(self.wanted)
         item.context += before - item.decode_left
 
+    def computed(self, left: int) -> None:
+        """So much of the prompt isn't computed."""
+        item = self.item
+        item.context += item.prompt_left - left
+        item.prompt_left = left
+
     def close(self) -> None:
         """The request has ended, however."""
         if not self.ended:
             self.ended = True
             self.desk.entries.remove(self)
+            self.desk.streams.pop(self.stream, None)
 
 
 @dataclass
 class Desk:
-    """Of one server. Belongs to the event loop's thread."""
+    """Of one server. Belongs to the event loop's thread. taken_until_s: until then (monotonic
+    seconds) the machine is taken by what is no request, such as the loading of a model.
+    """
 
+    taken_until_s: float = 0.0
     costs: dict[str, Costs] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
+    streams: dict[int, Entry] = field(default_factory=dict)
     _ids: itertools.count[int] = field(default_factory=itertools.count)
+    _lags: deque[float] = field(default_factory=lambda: deque(maxlen=_LAGS))
+
+    def sending_s(self) -> float:
+        """Seconds from the end of a step to the moment at which its tokens are sent: a high
+        quantile of what it took lately.
+        """
+        if not self._lags:
+            return LEAST_SENDING_S
+        worst_s = sorted(self._lags)[-1 - len(self._lags) // 100]
+        return min(max(LEAST_SENDING_S, 2 * worst_s), MOST_SENDING_S)
+
+    def bind(self, entry: Entry, stream: int) -> None:
+        """The engine knows a request that was taken by the number `stream`."""
+        if not entry.ended:
+            entry.stream = stream
+            self.streams[stream] = entry
 
     def on_step(self, model: str, stats: StepStats, now_s: float) -> None:
-        """A model's turn has ended."""
+        """A model's turn has ended; `Entry.observe` has been told of its events."""
         own = self.costs.get(model)
         if own is None:
             return
         if stats.shape is not None and stats.steps:
-            step_s = stats.elapsed_s / stats.steps
-            own.cost.observe(stats.shape, step_s)
-            own.free_s = now_s + step_s
+            if stats.steps == 1:
+                own.cost.observe(stats.shape, stats.elapsed_s)
+            self._lags.append(now_s - stats.ended_s)
+        own.ended_s = stats.ended_s
+        for stream, left in stats.prompts:
+            entry = self.streams.get(stream)
+            if entry is not None:
+                entry.computed(left)
         own.running, own.waiting = stats.running, stats.waiting
         own.pages_used = stats.pages_total - stats.pages_free - stats.pages_cached
         own.pages_total = stats.pages_total
@@ -109,7 +153,8 @@ class Desk:
         """What a request would be, if it is taken; it isn't yet."""
         item = Item(
             id=next(self._ids),
-            prompt_left=prompt_tokens,
+            # A row of logits for every token of a prompt costs less than the prompt itself.
+            prompt_left=2 * prompt_tokens if fields.score_prompt else prompt_tokens,
             decode_left=fields.max_tokens,
             deadline_s=deadline_s,
             promised_tokens=promised_tokens,
@@ -117,22 +162,32 @@ class Desk:
             arrival_s=arrival_s,
             choices=fields.n,
         )
-        return Entry(
-            model, item, self, [promised_tokens] * fields.n, [fields.max_tokens] * fields.n
-        )
+        promised, wanted = [promised_tokens] * fields.n, [fields.max_tokens] * fields.n
+        return Entry(model, item, self, promised, wanted, prompt_tokens)
 
     def take(self, new: Sequence[Entry], now_s: float) -> Decision:
         """Promises all of the new requests (of one model), which are then on their way, or none.
 
         Where no deadline was asked for there is nothing to promise: they are taken as they are.
         """
-        if not any(entry.item.promised for entry in new):
+        promise = any(entry.item.promised for entry in new)
+        found = Decision(promised=False, finish_s=math.inf)
+        if promise:
+            found = self.judge(new, now_s)
+        if found.promised or not promise:
+            for entry in new:
+                entry.taken_s = now_s
             self.entries += new
-            return Decision(promised=False, finish_s=math.inf)
+        return found
+
+    def judge(self, new: Sequence[Entry], now_s: float) -> Decision:
+        """What `take` would decide of requests with a deadline. Of prompts that haven't been
+        tokenized, a lower bound of the tokens is enough to decline them.
+        """
         own = self.costs[new[0].model]
         others, others_s = self._others(new[0].model, now_s)
-        free_s = max(now_s, min(own.free_s, now_s + 1.0)) + others_s
-        held = [entry.item for entry in self.entries if entry.model == new[0].model]
+        held, free_s = self._after_step(new[0].model, own, now_s)
+        free_s = max(free_s, self.taken_until_s) + others_s
         finish_s = 0.0
         for entry in new:
             found = decide(entry.item, held, now_s, own.cost, own.limits, free_s=free_s)
@@ -149,8 +204,29 @@ class Desk:
                 retry_after_s=wait_s,
                 reason="busy",
             )
-        self.entries += new
         return Decision(promised=True, finish_s=finish_s)
+
+    def _after_step(self, model: str, own: Costs, now_s: float) -> tuple[list[Item], float]:
+        """The model's work as it will be when the step that runs now has ended, and when that will
+        be: the step is the one that the policy makes of what the engine knew when it began.
+        """
+        entries = [entry for entry in self.entries if entry.model == model]
+        if not entries:
+            return [], now_s
+        began_s = max(own.ended_s, min(entry.taken_s for entry in entries))
+        known = [entry.taken_s <= began_s for entry in entries]
+        items = [msgspec.structs.replace(entry.item) for entry in entries]
+        work = [
+            item
+            for item, is_known in zip(items, known, strict=True)
+            if is_known and (item.prompt_left or item.decode_left)
+        ]
+        step = next_step(work, began_s, own.cost, own.limits)
+        ends_s = began_s + own.cost.bound(shape_of([part(item, count) for item, count in step]))
+        if ends_s > now_s:  # else the news of its end is on the way
+            for item, count in step:
+                commit(item, count)
+        return items, max(now_s, ends_s)
 
     def _others(self, model: str, now_s: float) -> tuple[dict[str, list[Item]], float]:
         """Promised work of other models, and the seconds that it takes."""

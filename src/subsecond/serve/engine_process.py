@@ -1,4 +1,4 @@
-"""The engine process's entry point: `python -m subsecond.serve.engine_process FD`.
+"""The engine process's entry point: `python -m subsecond.serve.engine_process [json] FD`.
 
 Owns: what belongs to being a process (signals, standard streams, the parent's death) and how a
 model is loaded. Does not know: messages and steps (engine.process), HTTP.
@@ -22,18 +22,26 @@ from collections.abc import Sequence
 import msgspec
 
 from subsecond.config import ModelOptions
+from subsecond.engine.constraint_state import Grammars
 from subsecond.engine.engine import Engine
 from subsecond.engine.messages import LoadOptions
 from subsecond.engine.process import EngineProcess
-from subsecond.tasks.load import load_engine
+from subsecond.formats import artifact, text_settings
+from subsecond.serve import logs
+from subsecond.tasks.load import LoadedEngine, load_engine
+from subsecond.tasks.vocabulary import vocabulary_of
+from subsecond.text.tokenizer import Tokenizer
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves the connection whose file descriptor is the one argument; the exit code."""
-    fd = int((sys.argv[1:] if arguments is None else arguments)[0])
-    logging.basicConfig(format="subsecond engine: %(levelname)s: %(message)s", stream=sys.stderr)
+    """Serves the connection whose file descriptor is the last argument; the exit code. The argument
+    before says how it logs, where that isn't as text.
+    """
+    *form, fd_text = sys.argv[1:] if arguments is None else arguments
+    fd = int(fd_text)
+    logs.configure("json" if form == ["json"] else "text", "engine")
     sys.stdout = sys.stderr  # nobody reads this process's standard output
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the front decides
     die_with_parent()
@@ -48,10 +56,19 @@ def load(path: str, options: LoadOptions) -> tuple[Engine, str]:
     given = msgspec.structs.asdict(options)
     steps_per_call = given.pop("steps_per_call")
     loaded = load_engine(ModelOptions(model=path, **given), False, steps_per_call=steps_per_call)
+    loaded.engine.grammars = _grammars(loaded)
     if gc.get_freeze_count() == 0:
         # Modules and the first model stay: the collector needn't walk over them between steps.
         gc.freeze()
     return loaded.engine, loaded.executor
+
+
+def _grammars(loaded: LoadedEngine) -> Grammars:
+    """Made before the model serves: later it would hold steps up. The tokenizer isn't kept."""
+    opened = loaded.artifact
+    settings = text_settings.decode(opened.read(artifact.TEXT))
+    tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
+    return Grammars(vocabulary_of(tokenizer, settings, loaded.engine.runner.vocab_size))
 
 
 def die_with_parent() -> None:
@@ -66,5 +83,6 @@ def die_with_parent() -> None:
 if __name__ == "__main__":
     code = main()
     # Weights are mapped and nothing is to be saved: the model needn't be taken apart.
+    logging.shutdown()
     sys.stderr.flush()
     os._exit(code)

@@ -26,6 +26,7 @@ from subsecond.serve.keys import Key
 from subsecond.serve.limits import RequestLimits
 from subsecond.serve.protocol import START
 from subsecond.serve.schema import wire
+from subsecond.serve.schema.shared import Promise
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,6 +36,7 @@ STALLED_S = 30.0
 """A client that takes nothing of its answer for so long has left."""
 
 _JSON = re.compile(rb"application/(?:[a-z0-9.+-]*\+)?json(?:\s*;.*)?", re.IGNORECASE)
+_STREAM_HEADERS = {"cache-control": "no-store"}
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 
 
@@ -58,6 +60,7 @@ class Exchange:
         self.begun = False
         self.ended = False
         self.status = 0
+        self.stages: Promise | None = None  # of an answer that came to its end
         self.waited_s = 0.0  # for the client to take what it was sent
         self._receive = receive
         self._send = send
@@ -164,13 +167,15 @@ class Exchange:
         if self.ended:
             return
         if not self.begun:
-            await self._start(200, "text/event-stream", {"cache-control": "no-store"})
+            await self._start(200, "text/event-stream", _STREAM_HEADERS)
         await self._emit({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes = b"") -> None:
-        """Ends a stream, with its last events."""
+        """Ends a stream, with its last events; they may be its only ones."""
         if self.ended:
             return
+        if not self.begun:
+            await self._start(200, "text/event-stream", _STREAM_HEADERS)
         self.ended = True
         await self._emit({"type": "http.response.body", "body": events, "more_body": False})
 

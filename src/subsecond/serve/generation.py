@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from subsecond.engine.admission import Decision
 from subsecond.engine.messages import Event, SamplingFields, Stamps, error_of
 from subsecond.engine.request_stream import RequestStream
 from subsecond.errors import EngineUnavailable, RequestError
 from subsecond.serve import ledger
-from subsecond.serve.choice_text import ChoiceText, Piece
+from subsecond.serve.again import Again
+from subsecond.serve.choice_text import ChoiceText
 from subsecond.serve.desk import Entry
 from subsecond.serve.errors import (
     DeadlineDeclined,
@@ -33,57 +35,27 @@ from subsecond.serve.errors import (
     error_for,
 )
 from subsecond.serve.exchange import ClientGone, Exchange
+from subsecond.serve.form import Form, Summary
 from subsecond.serve.keys import Key
+from subsecond.serve.metrics import Answer
 from subsecond.serve.schema import shared
 from subsecond.serve.schema.shared import Generation, Promise, Terms
 
 if TYPE_CHECKING:
-    from subsecond.serve.server import ServedModel, Server
-
-SENDING_S = 0.005
-"""Before its deadline a text ends by so much, so that its end is sent in time."""
+    from subsecond.serve.loading import ServedModel
+    from subsecond.serve.server import Server
+    from subsecond.text.stream import TokenBytes
 
 UNSAID_TOKENS = 16
 """Promised where nobody says how long the answer may be: half of 1,024 is in no second."""
+
+EARLY_CHARACTERS = 8192
+"""Of a text that is long enough to be asked before it is tokenized."""
 
 SENTENCE_SHARE = 0.15
 """Of the time until the deadline: in the last part, a text that may end early ends at a
 sentence.
 """
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the end of an answer says. prompt_tokens and cached_tokens: of all prompts together."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    promise: Promise
-
-
-class Form(Protocol):
-    """How an answer of one route is written. Nothing of it is asynchronous."""
-
-    def piece(self, piece: Piece) -> bytes:
-        """The events for a piece of text; b"" where it adds nothing."""
-        ...
-
-    def finished(self, index: int, reason: str, summary: Summary | None) -> bytes:
-        """The events for the end of a text; summary: with the last one."""
-        ...
-
-    def last(self, summary: Summary) -> bytes:
-        """The events after all texts."""
-        ...
-
-    def failed(self, error: ServeError) -> bytes:
-        """The event that ends a stream with an error."""
-        ...
-
-    def whole(self, reasons: Sequence[str], summary: Summary) -> bytes:
-        """The body of an answer that isn't streamed; its pieces were given to `piece`."""
-        ...
 
 
 _Exit = Callable[[type[BaseException] | None, BaseException | None, object], None]
@@ -119,26 +91,35 @@ class Generating:
         self.promise: ledger.Promise | None = None
         self.promised_tokens: int | None = None
         self.decision: Decision | None = None
+        self.again: Again
         self.stamps: list[Stamps] = []
         self.prompt_tokens = self.cached_tokens = 0
         self.texts: list[ChoiceText] = []
         self.outcome = ""
         self.kept: bool | None = None
+        self.tokens: TokenBytes | None = None  # as the answer shows them, if not as usual
         self._open = 0
+        self._last_s: dict[int, float] = {}  # when each text grew last
         self._submitted: set[int] = set()
 
     async def run(self, encode: Encode, form: Form) -> None:
         """Answers the request; raises the ServeError that it is refused with before it has begun,
         or ClientGone.
         """
+        self._decline_large()
         prompts = await self.server.in_thread(lambda: encode(self.model))
-        each = [self._fields(prompt) for prompt in prompts]
+        await self._check_constraint()
+        each = [self._fields(len(prompt)) for prompt in prompts]
         self.prompt_tokens = sum(map(len, prompts))
         tokens = self.prompt_tokens + sum(own.max_tokens * own.n for own in each)
         async with AsyncExitStack() as stack:
             lease = stack.enter_context(self._lease(tokens))
             stack.callback(lambda: lease.settle(self._used()))
-            entries = self._take(prompts, each)
+            stack.push(self._end_of([]))
+            self.again = Again(self, prompts, each)
+            if await self.again.given(form):
+                return
+            entries = self._judge([len(prompt) for prompt in prompts], each, take=True)
             stack.push(self._end_of(entries))
             streams: list[RequestStream] = []
             for prompt, fields, entry in zip(prompts, each, entries, strict=True):
@@ -148,9 +129,39 @@ class Generating:
 
     # Before anything is begun.
 
-    def _fields(self, prompt: list[int]) -> SamplingFields:
-        room = self.model.info.context - len(prompt)
-        fields = self.model.text.fields(self.request.params, room, self.model.info.vocab_size)
+    def _decline_large(self) -> None:
+        """Declines a long text whose bytes alone say that the deadline can't be kept, before it is
+        tokenized. Of a short one they say too little to be asked.
+        """
+        text, info = self.model.text, self.model.info
+        least = text.least_tokens(self.request)
+        if self.deadline_s == math.inf or sum(least) * text.longest_token < EARLY_CHARACTERS:
+            return
+        if max(least) < info.context:  # else it is refused for that
+            self._judge(least, [self._fields(tokens) for tokens in least], take=False)
+
+    async def _check_constraint(self) -> None:
+        """Refuses a constraint that can't be followed. Where a text can't be closed in a moment, or
+        not with log probabilities, which only the model has, "full" applies.
+        """
+        params = self.request.params
+        if params.constraint is None:
+            return
+        closes = await self.server.aside(params.constraint.check)
+        if not closes or params.logprobs is not None:
+            self.terms = msgspec.structs.replace(self.terms, on_deadline="full")
+
+    def named(self, error: ServeError) -> ServeError:
+        """The error, with the field that asks for the constraint if it is about that."""
+        if error.param == "constraint" and self.request.constraint_param is not None:
+            error.param = self.request.constraint_param
+        return error
+
+    def _fields(self, prompt_tokens: int) -> SamplingFields:
+        room = self.model.info.context - prompt_tokens
+        asked, vocab_size = self.request, self.model.info.vocab_size
+        more = {"score_prompt": asked.score_prompt, "embeds": asked.embeds}
+        fields = self.model.text.fields(asked.params, room, vocab_size, **more)
         if fields.n > self.model.info.max_sequences:
             raise RequestError(
                 f"n is {fields.n}; this server computes at most {self.model.info.max_sequences} "
@@ -166,38 +177,45 @@ class Generating:
             self.server.ledger.decline(self.key.id, self.model.name, error.limit)  # type: ignore[arg-type]
             raise
 
-    def _take(self, prompts: list[list[int]], each: list[SamplingFields]) -> list[Entry]:
-        """Promises the deadline, if there is one, or declines."""
+    def _judge(
+        self, prompt_tokens: list[int], each: list[SamplingFields], *, take: bool
+    ) -> list[Entry]:
+        """Promises the deadline, if there is one, or declines. take: whether what is promised is
+        then on its way; else only declining counts.
+        """
         server, name = self.server, self.model.name
         server.check_open(self.key.id, name)
         now_s = time.monotonic()
         promised = 0
         if self.deadline_s < math.inf:
-            promised = self._promised(each[0])
+            promised = self.promised(each[0])
+        deadline_s = self.deadline_s - server.desk.sending_s()
         entries = [
             server.desk.entry(
                 name,
-                len(prompt),
+                tokens,
                 fields,
-                deadline_s=self.deadline_s,
+                deadline_s=deadline_s,
                 promised_tokens=min(promised, fields.max_tokens),
                 priority=self.priority,
                 arrival_s=self.exchange.start_s,
             )
-            for prompt, fields in zip(prompts, each, strict=True)
+            for tokens, fields in zip(prompt_tokens, each, strict=True)
         ]
-        found = server.desk.take(entries, now_s)
+        found = server.desk.take(entries, now_s) if take else server.desk.judge(entries, now_s)
         self.decision = found
         if promised:
             if not found.promised:
                 server.ledger.decline(self.key.id, name, "deadline")
                 server.declined_s = now_s
                 raise _declined(found, self.exchange.start_s, self.terms, now_s)
+            if not take:
+                return entries
             self.promised_tokens = promised
             self.promise = server.ledger.promise(self.key.id, name)
         return entries
 
-    def _promised(self, fields: SamplingFields) -> int:
+    def promised(self, fields: SamplingFields) -> int:
         """Tokens of each text that a promise covers; at least 1."""
         terms, params = self.terms, self.request.params
         if terms.on_deadline == "finish" and params.max_tokens is None and not params.min_tokens:
@@ -211,13 +229,16 @@ class Generating:
             self.model.name,
             prompt,
             fields,
-            deadline_s=self.deadline_s - SENDING_S,
+            deadline_s=entry.item.deadline_s,
             promised_tokens=entry.item.promised_tokens,
             on_deadline=self.terms.on_deadline,
             priority=self.priority,
             tenant=self.key.id,
+            arrival_s=self.exchange.start_s,
+            constraint=self.request.params.constraint,
             observe=entry.observe,
         )
+        self.server.desk.bind(entry, stream.id)
         self._submitted.add(entry.item.id)
         return stream
 
@@ -244,7 +265,7 @@ class Generating:
     async def _answer(self, streams: list[RequestStream], n: int, form: Form) -> None:
         exchange, streaming = self.exchange, self.request.stream
         self.texts = [
-            ChoiceText(self.model.text.tokenizer, index, self.request.params.stops)
+            ChoiceText(self.tokens or self.model.text.tokenizer, index, self.request.params.stops)
             for index in range(n * len(streams))
         ]
         self._open = len(self.texts)
@@ -264,17 +285,27 @@ class Generating:
                         await exchange.write(data)
             summary = self._summary()
         except ServeError as error:
+            self.named(error)
             self._blame(error)
             self.outcome = str(error.code)
             await self._fail(error, form)
             return
+        self.again.end(self.texts)
+        await self.finish(form, final, b"", summary)
+
+    async def finish(
+        self, form: Form, final: int, data: bytes, summary: Summary | None = None
+    ) -> None:
+        """Ends an answer. final: the text that ended last; data: events before its end."""
+        summary = summary or self._summary()
         reasons = [text.finish_reason or "stop" for text in self.texts]
         self.outcome = reasons[0]
         self._settle(summary)
-        if streaming:
-            await exchange.end(form.finished(final, reasons[final], summary) + form.last(summary))
+        if self.request.stream:
+            data += form.finished(final, reasons[final], summary) + form.last(summary)
+            await self.exchange.end(data)
         else:
-            await exchange.answer(form.whole(reasons, summary))
+            await self.exchange.answer(form.whole(reasons, summary))
 
     def _text(self, event: Event, first: int) -> ChoiceText:
         return self.texts[first + event.choice]
@@ -300,14 +331,17 @@ class Generating:
                 f"{self.promised_tokens} tokens were promised by the deadline and {text.tokens} "
                 "are there; this is the server's fault"
             )
-        self.server.metrics.tokens(self.model.name, len(piece.tokens))
-        if not piece.tokens and not piece.text:
+        self.again.take(piece)
+        self._grown(text.index, len(piece.tokens))
+        if not piece.tokens and not piece.text and not piece.state:
             return b""
         return form.piece(piece)
 
     def _should_close(self, text: ChoiceText) -> bool:
         """Whether the text ends here, at a sentence, rather than in the middle of a later one."""
         if self.terms.on_deadline != "finish" or self.deadline_s == math.inf:
+            return False
+        if self.request.params.constraint is not None:  # the engine closes it
             return False
         if text.tokens < max(self.promised_tokens or 0, 1) or not text.at_sentence_end:
             return False
@@ -339,6 +373,7 @@ class Generating:
 
     def _settle(self, summary: Summary) -> None:
         """The promise's fate. A client that held up its own answer can't be disappointed."""
+        self.exchange.stages = summary.promise
         self._measure(summary)
         promise = self.promise
         if promise is None:
@@ -350,17 +385,24 @@ class Generating:
         else:
             promise.break_("late")
 
+    def _grown(self, index: int, tokens: int) -> None:
+        """Measures tokens of a text as they come."""
+        if tokens:
+            now_s, last_s = time.monotonic(), self._last_s.get(index)
+            self._last_s[index] = now_s
+            gap_s = None if last_s is None else now_s - last_s
+            self.server.metrics.tokens(self.model.name, tokens, gap_s)
+
     def _measure(self, summary: Summary) -> None:
-        shown, later = summary.promise, summary.completion_tokens - len(self.texts)
-        steps = max(text.tokens for text in self.texts) - 1
         self.server.metrics.answered(
-            self.model.name,
-            prompt=summary.prompt_tokens,
-            cached=summary.cached_tokens,
-            queue_s=shown.queue_ms / 1e3,
-            first_s=(shown.queue_ms + shown.prefill_ms) / 1e3,
-            between_s=shown.decode_ms / 1e3 / steps if later > 0 and steps > 0 else None,
-            total_s=shown.total_ms / 1e3,
+            Answer(
+                model=self.model.name,
+                prompt_tokens=summary.prompt_tokens,
+                completion_tokens=summary.completion_tokens,
+                cached_tokens=summary.cached_tokens,
+                finished=[text.finish_reason or "stop" for text in self.texts],
+                promise=summary.promise,
+            )
         )
 
     def _blame(self, error: ServeError) -> None:

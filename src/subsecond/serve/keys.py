@@ -9,6 +9,7 @@ Authorization header, what rights are for.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import hmac
@@ -39,6 +40,7 @@ PREFIX = "sk-subsecond-"
 
 _PRESENTED = re.compile(rf"{PREFIX}([0-9a-f]{{12}})-[A-Za-z0-9_-]{{43}}")
 _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,256}) *")
+_BASIC = re.compile(rb"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]{1,512}={0,2}) *")
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 _NO_KEY_HASH = hashlib.sha256(b"no key").hexdigest()
 
@@ -88,13 +90,28 @@ def default_path() -> Path:
 
 
 def bearer(authorization: bytes | None) -> str:
-    """The key of an Authorization header; Unauthorized if there is none."""
+    """The key of an Authorization header; Unauthorized if there is none. Browsers send it as the
+    password of the Basic scheme (RFC 7617).
+    """
     if authorization is None:
         raise Unauthorized("no API key was sent; send 'Authorization: Bearer KEY'")
+    if basic := _BASIC.fullmatch(authorization):
+        return _password(basic[1])
     match = _BEARER.fullmatch(authorization)
     if match is None:
         raise Unauthorized("the Authorization header must be 'Bearer KEY'")
     return match[1].decode("ascii")
+
+
+def _password(encoded: bytes) -> str:
+    """The password of Basic credentials, as far as it can be a key."""
+    try:
+        _, _, password = base64.b64decode(encoded, validate=True).decode("ascii").partition(":")
+    except ValueError:
+        raise Unauthorized("the Authorization header is not valid Basic credentials") from None
+    if not 1 <= len(password) <= 256 or not password.isprintable():
+        raise Unauthorized("give the API key as the password, with any user name")
+    return password
 
 
 class KeyFile:

@@ -67,6 +67,14 @@ class Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Promises that have not ended."""
         return self.promised - self.kept - self.cancelled - sum(self.broken.values())
 
+    def add(self, other: Row) -> None:
+        """Adds another row's counts to these."""
+        self.promised += other.promised
+        self.kept += other.kept
+        self.cancelled += other.cancelled
+        _add(self.broken, other.broken)
+        _add(self.declined, other.declined)
+
 
 class Promise:
     """A promise that was made. It ends once: kept, broken or cancelled; what is said later is
@@ -148,11 +156,7 @@ class Ledger:
         """The sum of all rows, with empty names."""
         total = Row(key="", model="")
         for row in self.rows():
-            total.promised += row.promised
-            total.kept += row.kept
-            total.cancelled += row.cancelled
-            _add(total.broken, row.broken)
-            _add(total.declined, row.declined)
+            total.add(row)
         return total
 
     def flush(self) -> None:

@@ -48,6 +48,20 @@ def of_completion(tokenizer: Tokenizer, piece: Piece, offset: int) -> completion
     )
 
 
+def of_prompt(
+    tokenizer: Tokenizer, prompt: Sequence[int], scores: Sequence[Entry]
+) -> completions.Logprobs:
+    """The old form for a prompt's tokens; nothing precedes the first one."""
+    rest = of_completion(tokenizer, Piece(0, "", prompt[1:], scores), 0)
+    first = _spelling(tokenizer, prompt[0])
+    return completions.Logprobs(
+        [first, *rest.tokens],
+        [None, *rest.token_logprobs],
+        [None, *(rest.top_logprobs or [])],
+        [0, *(len(first) + place for place in rest.text_offset)],
+    )
+
+
 def joined(parts: Sequence[completions.Logprobs]) -> completions.Logprobs:
     """Several pieces' as one."""
     return completions.Logprobs(

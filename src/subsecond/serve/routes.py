@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
-from subsecond.serve.errors import BadRequest, Unavailable, UnsupportedValue, error_for
+from subsecond.serve.embedding_form import EmbeddingForm
+from subsecond.serve.errors import BadRequest, Unavailable, error_for
 from subsecond.serve.exchange import ClientGone, Exchange
+from subsecond.serve.form import Form
 from subsecond.serve.forms import ChatForm, CompletionForm
-from subsecond.serve.generation import Encode, Form, Generating
+from subsecond.serve.generation import Encode, Generating
 from subsecond.serve.keys import Key
 from subsecond.serve.limits import BodyLimits
+from subsecond.serve.loading import ServedModel
 from subsecond.serve.metrics import KIND
 from subsecond.serve.responses_form import ResponsesForm
 from subsecond.serve.schema import chat as chat_schema
 from subsecond.serve.schema import completions as completions_schema
+from subsecond.serve.schema import embeddings as embeddings_schema
 from subsecond.serve.schema import responses as responses_schema
 from subsecond.serve.schema import tokens, wire
 from subsecond.serve.schema.models import Models
-from subsecond.serve.schema.shared import Constraint, Generation
-from subsecond.serve.server import ANYONE, ServedModel, Server
+from subsecond.serve.schema.shared import Generation
+from subsecond.serve.server import ANYONE, Server
+from subsecond.serve.tools import Marked, ToolUse, plan, syntax_for
 
 T = TypeVar("T")
+Asked = TypeVar("Asked", chat_schema.Chat, responses_schema.Respond)
 
 _LARGE_BYTES = 32 << 10  # a body to be read in a thread, so that others don't wait for it
 
@@ -53,7 +59,7 @@ class Done:
     kept: bool | None = None
 
 
-class _State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True):
     """status: "ok", or why not."""
 
     status: str
@@ -62,7 +68,7 @@ class _State(msgspec.Struct, frozen=True):
 async def live(server: Server, exchange: Exchange) -> Done:
     """/health/live: this process answers."""
     del server
-    await exchange.answer(wire.encode(_State("ok")))
+    await exchange.answer(wire.encode(State("ok")))
     return Done("ok")
 
 
@@ -71,7 +77,7 @@ async def ready(server: Server, exchange: Exchange) -> Done:
     why = server.unready()
     if why:
         raise Unavailable("the server is not ready", 1.0, why)
-    await exchange.answer(wire.encode(_State("ok")))
+    await exchange.answer(wire.encode(State("ok")))
     return Done("ok")
 
 
@@ -91,7 +97,8 @@ async def model(server: Server, exchange: Exchange) -> Done:
 
 async def metrics(server: Server, exchange: Exchange) -> Done:
     """/metrics"""
-    await exchange.answer(server.metrics.text(), kind=KIND)
+    now = server.snapshot()
+    await exchange.answer(await server.aside(lambda: server.metrics.text(now)), kind=KIND)
     return Done("ok")
 
 
@@ -99,14 +106,17 @@ async def tokenize(server: Server, exchange: Exchange) -> Done:
     """/tokenize"""
     request = await _read(server, exchange, tokens.read_tokenize)
     own = server.model(request.model)
-    if request.tools:
-        raise UnsupportedValue("tools is not supported here; leave it out", "tools")
 
     def work() -> tokens.Tokenized:
         tokenizer = own.text.tokenizer
+        if request.tools:
+            syntax_for(own.text)
         if request.prompt is None:
             ids = own.text.chat_ids(
-                request.messages, request.add_generation_prompt, own.info.context
+                request.messages,
+                request.add_generation_prompt,
+                own.info.context,
+                [tool.for_template() for tool in request.tools],
             )
         else:
             own.text.check_size(len(request.prompt), own.info.context, "prompt")
@@ -134,42 +144,61 @@ async def detokenize(server: Server, exchange: Exchange) -> Done:
 
 async def chat(server: Server, exchange: Exchange) -> Done:
     """/v1/chat/completions"""
-    request = await _read(server, exchange, chat_schema.read)
-    encode = _conversation(request)
+    request, use = await _tools(server, await _read(server, exchange, chat_schema.read))
 
     def form(own: Any) -> Form:
-        return ChatForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+        return ChatForm(request, own.text.tokenizer, exchange.id, int(time.time()), use.syntax)
 
-    return await _generate(server, exchange, request, encode, form, "messages")
+    return await _generate(
+        server, exchange, request, _conversation(request), form, "messages", use.marks
+    )
 
 
 async def completions(server: Server, exchange: Exchange) -> Done:
     """/v1/completions"""
     request = await _read(server, exchange, completions_schema.read)
-    _unconstrained(request.constraint)
-    if request.echo:
-        raise UnsupportedValue("echo is not supported by this server; leave it out", "echo")
+    prompts: list[list[int]] = []
 
     def encode(own: Any) -> list[list[int]]:
         info = own.info
-        return [own.text.encode(one, info.context, info.vocab_size) for one in request.prompts]
+        prompts.extend(
+            own.text.encode(one, info.context, info.vocab_size) for one in request.prompts
+        )
+        return prompts
 
     def form(own: Any) -> Form:
-        return CompletionForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+        return CompletionForm(request, own.text.tokenizer, exchange.id, int(time.time()), prompts)
 
     return await _generate(server, exchange, request, encode, form, "prompt")
 
 
-async def responses(server: Server, exchange: Exchange) -> Done:
-    """/v1/responses"""
-    request = await _read(server, exchange, responses_schema.read)
-    encode = _conversation(request)
+async def embeddings(server: Server, exchange: Exchange) -> Done:
+    """/v1/embeddings"""
+    request = await _read(server, exchange, embeddings_schema.read)
 
-    def form(own: Any) -> Form:
-        return ResponsesForm(request, own.text.tokenizer, exchange.id, int(time.time()))
+    def encode(own: Any) -> list[list[int]]:
+        info = own.info
+        return [own.text.encode(one, info.context, info.vocab_size) for one in request.inputs]
 
     try:
-        return await _generate(server, exchange, request, encode, form, "input")
+        return await _generate(
+            server, exchange, request, encode, lambda _: EmbeddingForm(request), "input"
+        )
+    except BadRequest as error:
+        error.param = "input" if error.param == "prompt" else error.param
+        raise
+
+
+async def responses(server: Server, exchange: Exchange) -> Done:
+    """/v1/responses"""
+    request, use = await _tools(server, await _read(server, exchange, responses_schema.read))
+
+    def form(own: Any) -> Form:
+        return ResponsesForm(request, own.text.tokenizer, exchange.id, int(time.time()), use.syntax)
+
+    try:
+        encode = _conversation(request)
+        return await _generate(server, exchange, request, encode, form, "input", use.marks)
     except BadRequest as error:
         error.param = _RESPONSES.get(error.param or "", error.param)
         raise
@@ -184,26 +213,25 @@ async def _read(server: Server, exchange: Exchange, read: Callable[[bytes, BodyL
     return await server.in_thread(lambda: read(body, limits))
 
 
+async def _tools(server: Server, request: Asked) -> tuple[Asked, ToolUse]:
+    """The request with what its tools ask of the answer."""
+    text = server.model(request.model).text
+    if not request.tools:
+        return request, ToolUse()
+    return await server.aside(lambda: plan(text, request))
+
+
 def _conversation(request: chat_schema.Chat | responses_schema.Respond) -> Encode:
-    """How a conversation becomes token ids; UnsupportedValue for what isn't done to it."""
-    _unconstrained(request.constraint)
-    if request.tools:
-        raise UnsupportedValue("tools is not supported by this server; leave it out", "tools")
+    """How a conversation becomes token ids. Tools that mustn't be used aren't told of."""
+    tools = [tool.for_template() for tool in request.tools]
+    if request.tool_choice.mode == "none":
+        tools = []
 
     def encode(own: ServedModel) -> list[list[int]]:
         info = own.info
-        return [own.text.encode_chat(request.messages, info.context, info.vocab_size)]
+        return [own.text.encode_chat(request.messages, info.context, info.vocab_size, tools)]
 
     return encode
-
-
-def _unconstrained(constraint: Constraint | None) -> None:
-    if constraint is not None:
-        raise UnsupportedValue(
-            f"{constraint.param} asks for {constraint.kind}, which this server doesn't do yet; "
-            'send {"type": "text"} or leave it out',
-            constraint.param,
-        )
 
 
 async def _generate(  # noqa: PLR0917 (its callers give all, in this order)
@@ -213,10 +241,15 @@ async def _generate(  # noqa: PLR0917 (its callers give all, in this order)
     encode: Encode,
     form: Callable[[Any], Form],
     param: str,
+    marks: Mapping[int, bytes] | None = None,
 ) -> Done:
-    """Answers a request for text, and ends it when the client leaves."""
+    """Answers a request for text, and ends it when the client leaves. marks: control tokens that
+    the form wants to see.
+    """
     key: Key = exchange.key or ANYONE
     generating = Generating(server, exchange, request, key)
+    if marks:
+        generating.tokens = Marked(generating.model.text.tokenizer, marks)
     work = asyncio.ensure_future(generating.run(encode, form(generating.model)))
     watch = asyncio.ensure_future(exchange.left())
     try:
@@ -230,7 +263,7 @@ async def _generate(  # noqa: PLR0917 (its callers give all, in this order)
         generating.outcome = "cancelled"
         raise
     except Exception as error:
-        raise error_for(error, param) from error
+        raise generating.named(error_for(error, param)) from error
     finally:
         for task in (work, watch):
             task.cancel()

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 
 from subsecond.errors import InputError
+from subsecond.serve import logs
 from subsecond.serve.app import App
 from subsecond.serve.loop_clock import new_loop
 from subsecond.serve.protocol import protocol_of
@@ -39,13 +41,19 @@ def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None
     Raises InputError for an address, keys or a state folder that can't be used, and whatever is
     wrong with a model, all before the port is open.
     """
+    logs.configure(settings.log_format)
+    tls = tls_of(settings)
     listener = bind(settings.host, settings.port)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(settings, paths, listener, ready))
+        runner.run(_serve(settings, paths, listener, tls, ready))
 
 
 async def _serve(
-    settings: ServeSettings, paths: dict[str, Path], listener: socket.socket, ready: Ready
+    settings: ServeSettings,
+    paths: dict[str, Path],
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    ready: Ready,
 ) -> None:
     try:
         server = Server(settings)
@@ -62,18 +70,35 @@ async def _serve(
         if not opening.done():
             return
         await opening
-        await _listen(server, listener, stop, lambda: ready(server, _url(listener, settings)))
+        if tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, _renew, tls, settings)
+        http = uvicorn_of(server, tls)
+        await _listen(server, http, listener, stop, lambda: ready(server, _url(listener, settings)))
     finally:
         opening.cancel()
         stopping.cancel()
         await server.close()
 
 
+def _renew(tls: ssl.SSLContext, settings: ServeSettings) -> None:
+    """SIGHUP: a certificate that was renewed, without a pause. One that can't be used changes
+    nothing.
+    """
+    try:
+        load_tls(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), settings)
+        load_tls(tls, settings)
+    except InputError as error:
+        log.error("the old certificate stays: %s", error)
+
+
 async def _listen(
-    server: Server, listener: socket.socket, stop: asyncio.Event, listening: Callable[[], None]
+    server: Server,
+    http: uvicorn.Server,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    listening: Callable[[], None],
 ) -> None:
     """Answers until `stop`, then lets what was begun come to its end."""
-    http = uvicorn_of(server)
     running = asyncio.create_task(http.serve([listener]))
     while not http.started and not running.done():
         await asyncio.sleep(0.001)
@@ -91,34 +116,96 @@ async def _listen(
     await running
 
 
-def uvicorn_of(server: Server) -> uvicorn.Server:
+def uvicorn_of(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """The HTTP server, not yet listening. It takes no signals."""
     limits = server.settings.limits
-    return _Uvicorn(
-        uvicorn.Config(
-            App(server),
-            http=protocol_of(limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=limits.header_bytes,
-            timeout_keep_alive=max(1, int(limits.idle_s)),
-            timeout_graceful_shutdown=1,
-            backlog=_BACKLOG,
-        )
+    config = uvicorn.Config(
+        App(server),
+        http=protocol_of(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=limits.header_bytes,
+        timeout_keep_alive=max(1, int(limits.idle_s)),
+        timeout_graceful_shutdown=1,
     )
+    http = _Uvicorn(config, tls, limits.headers_s)
+    server.connections = lambda: len(http.server_state.connections)
+    return http
 
 
 class _Uvicorn(uvicorn.Server):
-    """The signals are this server's own."""
+    """The signals are this server's own, and so is listening: uvicorn would wait a minute for a TLS
+    handshake.
+    """
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, greet_s: float) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._greet_s = greet_s
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Of uvicorn.Server."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Of uvicorn.Server."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connect() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state={}
+            )
+            return protocol
+
+        self.servers = [
+            await loop.create_server(
+                connect,
+                sock=own,
+                backlog=_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else self._greet_s,
+            )
+            for own in sockets or []
+        ]
+        self.started = True
+
+
+def tls_of(settings: ServeSettings) -> ssl.SSLContext | None:
+    """What connections are encrypted with; None: nothing. InputError for a certificate or a key
+    that can't be used.
+    """
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    load_tls(context, settings)
+    return context
+
+
+def load_tls(context: ssl.SSLContext, settings: ServeSettings) -> None:
+    """Reads certificate and key, for connections from now on. InputError if they can't be used."""
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None or key is None:
+        return
+    for name, path in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{name}: can't read {path}: {error.strerror}") from None
+    try:  # a password would be asked for on the terminal
+        context.load_cert_chain(cert, key, password=lambda: b"")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "it needs a password"
+        raise InputError(
+            f"--tls-cert {cert} and --tls-key {key} can't be used ({reason}); both must be PEM, "
+            "the key without a password and of this certificate"
+        ) from None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -144,4 +231,4 @@ def bind(host: str, port: int) -> socket.socket:
 def _url(listener: socket.socket, settings: ServeSettings) -> str:
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{port}"
+    return f"http{'' if settings.tls_cert is None else 's'}://{host}:{port}"

@@ -1,7 +1,7 @@
 """The server's state: models, engine, promises, readiness, and its way to the end.
 
-Owns: how models become ready, the canary, what new requests are refused for, draining. Does not
-know: routes, how answers are written.
+Owns: the parts and their lives, the canary, what new requests are refused for, draining. Does not
+know: routes, how models are loaded (`loading` does), how answers are written.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from subsecond import __version__
 from subsecond.engine.capacity import Capacity, capacity
 from subsecond.engine.child import module_command
 from subsecond.engine.health import WatchOptions
-from subsecond.engine.messages import ModelInfo, SamplingFields, StepStats
-from subsecond.engine.policy import StepLimits
+from subsecond.engine.messages import SamplingFields, StepStats
 from subsecond.engine.remote import RemoteEngine
-from subsecond.errors import EngineUnavailable, InputError, SubsecondError
+from subsecond.errors import EngineUnavailable, SubsecondError
 from subsecond.serve import calibrate
+from subsecond.serve.answer_cache import AnswerCache
 from subsecond.serve.audit import Audit
-from subsecond.serve.desk import Costs, Desk
+from subsecond.serve.desk import Desk
 from subsecond.serve.errors import Unavailable, UnknownModel
 from subsecond.serve.keys import RIGHTS, Key, KeyRing
 from subsecond.serve.ledger import Ledger
 from subsecond.serve.limits import Limiter
+from subsecond.serve.loading import STATED, Loader, ServedModel, limits_of
 from subsecond.serve.metrics import Metrics
 from subsecond.serve.settings import ServeSettings
-from subsecond.serve.text_side import TextSide
+from subsecond.serve.snapshot import ModelNow, Snapshot
+from subsecond.serve.traces import open_traces
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +53,6 @@ THREADS = 2
 _WAITING_JOBS = 512
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A model that can answer. path: its artifact."""
-
-    name: str
-    text: TextSide
-    info: ModelInfo
-    measured: bool
-
-    @property
-    def path(self) -> Path:
-        return self.text.path
-
-
 class Server:
     """One server. All methods belong to the event loop's thread."""
 
@@ -81,25 +69,35 @@ class Server:
         state = settings.state
         self.ledger = Ledger(None if state is None else state / "ledger.jsonl")
         self.audit = None if state is None else Audit(state / "audit.jsonl")
+        self.answers: AnswerCache | None = None
+        if state is not None and settings.answer_cache_bytes:
+            self.answers = AnswerCache(state, settings.answer_cache_bytes)
+        self.traces = open_traces()
+        self.described: Callable[[], bytes] = lambda: (
+            b"{}"
+        )  # the interface; the application sets it
         self.metrics = Metrics(self.ledger)
         self.limiter = Limiter(time.monotonic)
         self.desk = Desk()
+        if command is ENGINE and settings.log_format == "json":
+            command = [*command, "json"]
         self.engine = RemoteEngine(command, watch=watch or WATCH, on_step=self._on_step)
         self.models: dict[str, ServedModel] = {}
         self.draining = False
         self.answering = 0  # requests whose answers haven't ended
         self.idle = asyncio.Event()
         self.idle.set()
-        self._recorders: dict[str, calibrate.Recorder] = {}
+        self.connections: Callable[[], int] = lambda: 0  # open ones; the HTTP server says it
+        self.loader = Loader(self)
+        self._stats: dict[str, StepStats] = {}  # of each model's last turn
+        self._capacities: dict[str, Capacity] = {}
         self._pool = ThreadPoolExecutor(THREADS, "subsecond-text")
+        self._aside = ThreadPoolExecutor(1, "subsecond-aside")
         self._jobs = 0
         self._proven_restarts = -1
         self._last_step_s = 0.0
         self.declined_s = -math.inf  # when the last deadline was declined
         self._canary: asyncio.Task[None] | None = None
-        self.metrics.watch(
-            lambda: float(not self.unready()), self._lag_s, lambda: self.engine.health.restarts
-        )
 
     # Beginning and end.
 
@@ -107,20 +105,8 @@ class Server:
         """Starts the engine process, loads the artifacts and measures them. Raises what is wrong
         with a model, EngineUnavailable if the process doesn't start.
         """
-        loop = asyncio.get_running_loop()
-        texts = {
-            name: loop.run_in_executor(self._pool, TextSide.open, name, path)
-            for name, path in paths.items()
-        }
-        try:
-            await self.engine.start()
-            for name, path in paths.items():
-                info = await self.engine.load(name, str(path), self.settings.options)
-                text = await texts[name]
-                self._check_same(text, info)
-                await self._measure(text, info)
-        finally:
-            await asyncio.gather(*texts.values(), return_exceptions=True)
+        await self.engine.start()
+        await self.loader.open(paths)
         await self._prove()
         self._canary = asyncio.create_task(self._watch_canary(), name="subsecond-canary")
 
@@ -129,7 +115,12 @@ class Server:
         if self._canary is not None:
             self._canary.cancel()
         await self.engine.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._aside):
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self.answers is not None:
+            self.answers.close()
+        if self.traces is not None:
+            self.traces.close()
         self.ledger.close()
         if self.audit is not None:
             self.audit.close()
@@ -145,48 +136,63 @@ class Server:
                 "%d answers had not ended after %g s", self.answering, self.settings.drain_s
             )
 
-    def _check_same(self, text: TextSide, info: ModelInfo) -> None:
-        if text.tokenizer.vocab_size > info.vocab_size:
-            raise InputError(
-                f"the tokenizer of {text.name!r} has {text.tokenizer.vocab_size} tokens, the model "
-                f"only {info.vocab_size}; convert the model again"
-            )
-
-    async def _measure(self, text: TextSide, info: ModelInfo) -> None:
-        options = self.settings.options
-        machine = calibrate.machine_key(info, options)
-        cost = calibrate.recall(text.path, machine, info.max_tokens)
-        measured = cost is None
-        recorder = self._recorders[text.name] = calibrate.Recorder()
-        try:
-            if cost is None:
-                cost = await calibrate.measure(self.engine, text.name, info, recorder)
-                calibrate.remember(text.path, machine, cost)
-            else:
-                cost = await calibrate.refresh(self.engine, text.name, info, recorder, cost)
-        finally:
-            del self._recorders[text.name]
-        limits = StepLimits(
-            tokens=info.max_tokens,
-            sequences=info.max_sequences,
-            rows=info.max_rows,
-            positions=max(1, info.pages_total // text.cache_groups) * 64,
-        )
-        self.desk.costs[text.name] = Costs(cost, limits)
-        self.models[text.name] = ServedModel(text.name, text, info, measured)
-
     def capacity_of(self, name: str, prompt_tokens: int, new_tokens: int) -> Capacity | None:
         """What a model can promise where there is a deadline for all requests. Takes 0.3 s."""
         if self.settings.within_s is None:
             return None
         own = self.desk.costs[name]
-        return capacity(
+        found = capacity(
             own.cost,
             own.limits,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             within_s=self.settings.within_s,
             arrivals=200,
+        )
+        if (prompt_tokens, new_tokens) == STATED:
+            self._capacities[name] = found
+        return found
+
+    def forget(self, name: str) -> None:
+        """A model is gone, and with it its figures."""
+        self._stats.pop(name, None)
+        self._capacities.pop(name, None)
+        self.metrics.forget(name)
+
+    def snapshot(self) -> Snapshot:
+        """How things stand now."""
+        return Snapshot(
+            version=__version__,
+            unready=self.unready(),
+            lag_s=self._lag_s(),
+            connections=self.connections(),
+            restarts=self.engine.health.restarts,
+            engine_pid=self.engine.pid,
+            audit_lost=0 if self.audit is None else self.audit.lost,
+            ledger_problem=self.ledger.problem,
+            models=[self._now(own) for own in self.models.values()],
+        )
+
+    def _now(self, own: ServedModel) -> ModelNow:
+        stats, costs = self._stats.get(own.name), self.desk.costs[own.name]
+        pages = {"used": 0, "cached": 0, "free": own.info.pages_total}
+        if stats is not None:
+            used = stats.pages_total - stats.pages_free - stats.pages_cached
+            pages = {"used": used, "cached": stats.pages_cached, "free": stats.pages_free}
+        stated = self._capacities.get(own.name)
+        return ModelNow(
+            name=own.name,
+            certificate=own.text.certificate.kind,
+            weights=own.text.weights,
+            executor=own.info.executor,
+            context=own.info.context,
+            running=0 if stats is None else stats.running,
+            waiting=0 if stats is None else stats.waiting,
+            pages=pages,
+            margin=costs.cost.margin,
+            limits=limits_of(costs, own.info),
+            capacity_per_s=None if stated is None else stated.requests_per_s,
+            within_s=self.settings.within_s,
         )
 
     # Requests.
@@ -226,6 +232,10 @@ class Server:
         finally:
             self._jobs -= 1
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """The result of what is too slow for the loop, and for texts to wait behind it."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
     def begin(self) -> None:
         """A request is being answered."""
         self.answering += 1
@@ -244,8 +254,11 @@ class Server:
         if self.draining:
             return "draining"
         health = self.engine.health
-        if health.state != "ready" or any(state != "ready" for state, _ in health.models.values()):
+        states = (health.models.get(name, ("failed", ""))[0] for name in self.models)
+        if health.state != "ready" or any(state != "ready" for state in states):
             return "engine_unavailable"
+        if not self.models:
+            return "no_model"
         if self._proven_restarts != health.restarts:
             return "no_canary"
         busy = any(own.running for own in self.desk.costs.values())
@@ -258,16 +271,20 @@ class Server:
         restarts = self.engine.health.restarts
         try:
             async with asyncio.timeout(CANARY_S):
-                for name in self.models:
-                    async with await self.engine.submit(name, [1], SamplingFields(1)) as stream:
-                        async for event in stream:
-                            if event.error is not None:
-                                raise EngineUnavailable(event.error.message)
+                for name in list(self.models):
+                    if name in self.models:  # it may be unloaded meanwhile
+                        await self._ask(name)
         except TimeoutError:
             raise EngineUnavailable(
                 f"the engine gave no token within {CANARY_S:g} s; it may be overloaded"
             ) from None
         self._proven_restarts = restarts
+
+    async def _ask(self, name: str) -> None:
+        async with await self.engine.submit(name, [1], SamplingFields(1)) as stream:
+            async for event in stream:
+                if event.error is not None and name in self.models:
+                    raise EngineUnavailable(event.error.message)
 
     async def _watch_canary(self) -> None:
         while True:
@@ -291,19 +308,10 @@ class Server:
 
     def _on_step(self, model: str, stats: StepStats) -> None:
         now_s = self._last_step_s = time.monotonic()
-        recorder = self._recorders.get(model)
-        if recorder is not None:
-            recorder.take(stats)
+        self._stats[model] = stats
+        self.loader.on_step(model, stats)
         self.desk.on_step(model, stats, now_s)
-        self.metrics.step(
-            model,
-            stats.elapsed_s if stats.shape is not None else 0.0,
-            running=stats.running,
-            waiting=stats.waiting,
-            used=stats.pages_total - stats.pages_free - stats.pages_cached,
-            cached=stats.pages_cached,
-            free=stats.pages_free,
-        )
+        self.metrics.step(model, stats)
 
     def _lag_s(self) -> float:
         selector = getattr(asyncio.get_running_loop(), "_selector", None)

@@ -9,12 +9,14 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from subsecond.engine.messages import LoadOptions
 from subsecond.errors import InputError
 from subsecond.serve.limits import RequestLimits
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+LEAST_CACHE_BYTES = 1 << 20
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,12 @@ class ServeSettings:
     """One server. models: (name, what `LLM` takes), at least one; the first is the page's.
 
     within_s: the deadline of requests that bring none; None: none. keys: the file of the API keys;
-    None: anybody who reaches the address may do everything. state: the folder of ledger and audit
-    log; None: they aren't kept. drain_s: how long answers may go on after a signal to end.
+    None: anybody who reaches the address may ask and watch. state: the folder of ledger, audit log
+    and kept answers; None: they aren't kept. tls_cert, tls_key: PEM files, both or none. artifacts:
+    a folder of artifacts that an admin key may load, beside the converted models of the cache.
+    log_format: of what goes to standard error; "json": one object a line, with a line a request.
+    answer_cache_bytes: of answers that are given again to the very same question; 0: none.
+    drain_s: how long answers may go on after a signal to end.
     """
 
     models: tuple[tuple[str, str], ...]
@@ -32,6 +38,11 @@ class ServeSettings:
     port: int = 8000
     keys: Path | None = None
     state: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    artifacts: Path | None = None
+    log_format: Literal["text", "json"] = "text"
+    answer_cache_bytes: int = 0
     options: LoadOptions = field(default_factory=LoadOptions)
     limits: RequestLimits = field(default_factory=RequestLimits)
     drain_s: float = 30.0
@@ -42,7 +53,7 @@ class ServeSettings:
             raise InputError("no model is given; name at least one")
         names = [name for name, _ in self.models]
         for name in names:
-            if not _NAME.fullmatch(name):
+            if not NAME_PATTERN.fullmatch(name):
                 raise InputError(
                     f"the model name {name!r:.80} must begin with a letter or digit and have only "
                     "letters, digits and . _ : @ / -"
@@ -55,6 +66,14 @@ class ServeSettings:
             raise InputError(f"port is {self.port}, not from 0 to 65535")
         if not 0 <= self.drain_s <= 3600:
             raise InputError(f"drain is {self.drain_s:g} s, not from 0 to 3600")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("--tls-cert and --tls-key are only of use together; give both")
+        if self.answer_cache_bytes and self.state is None:
+            raise InputError("the answer cache lies in the folder of --state; give one")
+        if self.answer_cache_bytes and self.answer_cache_bytes < LEAST_CACHE_BYTES:
+            raise InputError(
+                f"the answer cache has {self.answer_cache_bytes} bytes; give at least 1M, or 0"
+            )
         if self.keys is None and not self.is_local:
             raise InputError(
                 f"{self.host} can be reached from other machines, so API keys are needed: make one "

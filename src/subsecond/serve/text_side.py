@@ -7,6 +7,7 @@ says. Does not know: the engine, deadlines, HTTP. Tokenizing is slow: it is call
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ from subsecond.engine.request import DEFAULT_MAX_TOKENS, Sampling, SamplingParam
 from subsecond.engine.values import check_token_id, check_token_ids
 from subsecond.errors import RequestError
 from subsecond.formats import artifact, certificate, text_settings
+from subsecond.formats.certificate import Certificate
 from subsecond.serve.schema.models import Model
+from subsecond.serve.schema.shared import Generation
 from subsecond.text.template import ChatTemplate
 from subsecond.text.tokenizer import Tokenizer
+from subsecond.text.tool_calls import Syntax, syntax_of
 
 
 class _Groups(msgspec.Struct):
@@ -43,8 +47,9 @@ class TextSide:
     template: ChatTemplate | None
     cache_groups: int
     longest_token: int
-    certificate: str
+    certificate: Certificate
     weights: str
+    weights_bytes: int
     made: int
 
     @staticmethod
@@ -56,6 +61,10 @@ class TextSide:
         if settings.chat_template is not None:
             template = ChatTemplate(settings.chat_template, settings.special_tokens)
         tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
+        record = certificate.decode(opened.read(artifact.CERTIFICATE))
+        certificate.check_binding(
+            record, {name: file.sha256 for name, file in opened.manifest.files.items()}
+        )
         groups = msgspec.json.decode(opened.read(artifact.PROGRAM), type=_Groups).groups
         return TextSide(
             name=name,
@@ -65,8 +74,9 @@ class TextSide:
             template=template,
             cache_groups=max(1, len(groups)),
             longest_token=tokenizer.longest_token_bytes,
-            certificate=certificate.decode(opened.read(artifact.CERTIFICATE)).kind,
+            certificate=record,
             weights=opened.manifest.weights,
+            weights_bytes=opened.manifest.files[artifact.WEIGHTS].size,
             made=int(opened.weights_path.stat().st_mtime),
         )
 
@@ -75,7 +85,7 @@ class TextSide:
         return Model(
             id=self.name,
             created=self.made,
-            certificate=self.certificate,
+            certificate=self.certificate.kind,
             context=context,
             weights=self.weights,
         )
@@ -93,26 +103,51 @@ class TextSide:
             prompt = self.tokenizer.encode(prompt)
         return self._fits(check_token_ids(prompt, vocab_size), context, "prompt")
 
+    @functools.cached_property
+    def tool_syntax(self) -> Syntax | None:
+        """The form in which the model writes calls; None if it isn't known."""
+        return syntax_of(self.settings.chat_template or "")
+
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], context: int, vocab_size: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        context: int,
+        vocab_size: int,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
-        """Token ids of a conversation, up to where the assistant answers."""
-        ids = self.chat_ids(messages, True, context)
+        """Token ids of a conversation, up to where the assistant answers. tools: as OpenAI has
+        them.
+        """
+        ids = self.chat_ids(messages, True, context, tools)
         return self._fits(check_token_ids(ids, vocab_size, "messages"), context, "messages")
 
     def chat_ids(
-        self, messages: Sequence[dict[str, Any]], begin_answer: bool, context: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        begin_answer: bool,
+        context: int,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
         """Token ids of a conversation, however many. begin_answer: the beginning of the assistant's
         turn follows.
         """
         if self.template is None:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
-        size = sum(len(part) for message in messages for part in _texts(message))
+        size = sum(len(part) for part in _texts([*messages, *tools]))
         self.check_size(size, context, "messages")
-        return self.template.encode(self.tokenizer, messages, add_generation_prompt=begin_answer)
+        return self.template.encode(
+            self.tokenizer, messages, tools=tools or None, add_generation_prompt=begin_answer
+        )
 
-    def fields(self, params: SamplingParams, room: int, vocab_size: int) -> SamplingFields:
+    def fields(
+        self,
+        params: SamplingParams,
+        room: int,
+        vocab_size: int,
+        *,
+        score_prompt: bool = False,
+        embeds: bool = False,
+    ) -> SamplingFields:
         """The parameters with nothing left open, for a prompt after which the context has room for
         so many tokens. RequestError for what doesn't fit the model.
         """
@@ -147,7 +182,25 @@ class TextSide:
             logit_bias=dict(params.logit_bias),
             logprobs=params.logprobs,
             n=params.n,
+            score_prompt=score_prompt,
+            embeds=embeds,
         )
+
+    def least_tokens(self, request: Generation) -> list[int]:
+        """Of each prompt of a request, tokens that it has at least: none stands for more bytes than
+        the longest, and a character has at least one.
+        """
+        prompts: Sequence[Any] = getattr(request, "prompts", None) or [
+            getattr(request, "messages", "")
+        ]
+        least = []
+        for prompt in prompts:
+            if isinstance(prompt, list) and all(isinstance(own, int) for own in prompt):
+                least.append(max(1, len(prompt)))  # token ids
+            else:
+                size = sum(map(len, _texts(prompt)))
+                least.append(max(1, -(-size // self.longest_token)))
+        return least
 
     def check_size(self, characters: int, context: int, param: str) -> None:
         """Before a text is tokenized: whether it could fit at all."""

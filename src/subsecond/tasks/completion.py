@@ -148,11 +148,11 @@ class TextState:
                 self.finish_reason = "stop"
             elif last:
                 text += self._stops.flush()
-                self.finish_reason = sequence.finish_reason
+                self.finish_reason = _told(sequence.finish_reason)
             self._texts.append(text)
             pieces.append(Piece(text, token_id, sequence.choice, self.finish_reason, logprob))
         if sequence.finish_reason is not None and self.finish_reason is None:
-            self.finish_reason = sequence.finish_reason  # cancelled: no last token
+            self.finish_reason = _told(sequence.finish_reason)  # cancelled: no last token
         return pieces
 
     def output(self) -> Output:
@@ -166,6 +166,11 @@ class TextState:
             if sequence.request.params.logprobs is None
             else tuple(sequence.logprobs[: self._taken]),
         )
+
+
+def _told(reason: str | None) -> str | None:
+    """The engine's word for an end as users know it: a constraint's end is a stop."""
+    return "stop" if reason == "complete" else reason
 
 
 def timing_of(request: Request, submitted_s: float) -> Timing:

@@ -7,6 +7,7 @@ gives. Does not know: files (formats), kernels (runtime), how a step is formed (
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -26,6 +27,7 @@ from subsecond.text.template import ChatTemplate
 from subsecond.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from subsecond.engine.constraint_state import Grammars
     from subsecond.formats.artifact import Artifact
     from subsecond.formats.progress import Progress
     from subsecond.program.program import Program
@@ -336,12 +338,14 @@ class LLM:
                 )
             max_tokens = min(room, max(DEFAULT_MAX_TOKENS, params.min_tokens))
         stop_ids = [] if params.ignore_eos else list(self._parts.settings.stop_ids)
+        constraint = params.constraint
         return Request(
             prompt,
             params,
             max_tokens=max_tokens,
             stop_ids=[*stop_ids, *params.stop_token_ids],
             sampling=self._sampling(params),
+            constraint=None if constraint is None else self._grammars.compile(constraint),
         )
 
     def stream_request(self, request: Request) -> Iterator[Piece]:
@@ -365,6 +369,14 @@ class LLM:
 
     def _sampling(self, params: SamplingParams) -> Sampling:
         return Sampling.of(params, self._parts.settings.generation)
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        """Made when the first constraint comes: it takes tenths of a second."""
+        from subsecond.engine.constraint_state import Grammars
+        from subsecond.tasks.vocabulary import vocabulary_of
+
+        return Grammars(vocabulary_of(self.tokenizer, self._parts.settings, self.vocab_size))
 
     @property
     def _parts(self) -> Loaded:

@@ -60,6 +60,11 @@ class ChatTemplate:
         except (TemplateError, TextError, *_FAILURES) as error:
             raise ModelError(f"chat template can't be compiled: {error}") from None
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template knows `tools`."""
+        return "tools" in self._names
+
     def render(
         self,
         messages: Sequence[Message],

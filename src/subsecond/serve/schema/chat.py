@@ -19,23 +19,20 @@ from msgspec import UNSET, Meta, UnsetType
 from subsecond.engine.request import SamplingParams
 from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import BodyLimits
-from subsecond.serve.schema import shared, wire
+from subsecond.serve.schema import formats, shared, wire
+from subsecond.serve.schema.formats import ChatFormat, Shape, TextFormat
 from subsecond.serve.schema.shared import (
-    Constraint,
     FunctionDefinition,
     Generating,
     Generation,
-    Identity,
     Promise,
-    ResponseFormat,
     StreamOptions,
-    Strict,
     Tool,
     ToolChoice,
-    ToolName,
     Usage,
     documented,
 )
+from subsecond.serve.schema.strict import Identity, Strict, ToolName
 
 UNSUPPORTED = {
     "functions": "use tools",
@@ -146,7 +143,7 @@ class ChatRequest(Generating, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, documented(0, 20)] = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat = msgspec.field(default_factory=shared.TextFormat)
+    response_format: ChatFormat = msgspec.field(default_factory=TextFormat)
     tools: Annotated[list[ToolDefinition], Meta(max_length=shared.MAX_TOOLS)] = msgspec.field(
         default_factory=list
     )
@@ -169,12 +166,9 @@ class ChatRequest(Generating, kw_only=True):
 
 
 class Chat(Generation, frozen=True, kw_only=True):
-    """A checked request. messages: plain mappings for `text.template`; constraint: what the answer
-    must look like.
-    """
+    """A checked request. messages: plain mappings for `text.template`."""
 
     messages: list[dict[str, Any]]
-    constraint: Constraint | None = None
     tools: list[Tool] = msgspec.field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
@@ -186,22 +180,23 @@ def read(body: bytes, limits: BodyLimits) -> Chat:
     shared.neutral(not request.store, "store", "nothing is stored; leave it out or send false")
     shared.neutral(request.modalities != [], "modalities", 'answers are text; send ["text"]')
     tools = [shared.tool(own.function) for own in request.tools]
+    shape = formats.shape(request.response_format, "response_format", request.structured_outputs)
     return Chat(
         model=request.model,
-        params=_params(request),
+        params=_params(request, shape),
         terms=shared.terms(request, request.on_deadline),
         stream=bool(request.stream),
         include_usage=shared.stream_usage(request.stream, request.stream_options),
         user=request.safety_identifier or request.user,
         messages=messages(request.messages),
-        constraint=shared.constraint(request.response_format),
+        constraint_param=None if shape is None else shape.param,
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         metadata=shared.check_metadata(request.metadata),
     )
 
 
-def _params(request: ChatRequest) -> SamplingParams:
+def _params(request: ChatRequest, shape: Shape | None) -> SamplingParams:
     name, most = "max_tokens", request.max_tokens
     if request.max_completion_tokens is not None:
         if most is not None and most != request.max_completion_tokens:
@@ -215,7 +210,9 @@ def _params(request: ChatRequest) -> SamplingParams:
         raise BadRequest("top_logprobs is only allowed with logprobs: true", "top_logprobs")
     names = {"logprobs": "top_logprobs", "max_tokens": name}
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return shared.sampling(request, max_tokens=most, logprobs=logprobs, n=request.n, names=names)
+    return shared.sampling(
+        request, max_tokens=most, logprobs=logprobs, n=request.n, shape=shape, names=names
+    )
 
 
 def _tool_choice(request: ChatRequest, tools: list[Tool]) -> ToolChoice:

@@ -15,13 +15,12 @@ from msgspec import UNSET, UnsetType
 from subsecond.engine.values import INT_MAX, short
 from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import BodyLimits
-from subsecond.serve.schema import shared, wire
+from subsecond.serve.schema import formats, shared, wire
+from subsecond.serve.schema.formats import ChatFormat, TextFormat
 from subsecond.serve.schema.shared import (
-    Constraint,
     Generating,
     Generation,
     Promise,
-    ResponseFormat,
     StreamOptions,
     Usage,
     documented,
@@ -42,7 +41,7 @@ class CompletionRequest(Generating, kw_only=True):
     logprobs: Annotated[int | None, documented(0, 20)] = None
     echo: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat = msgspec.field(default_factory=shared.TextFormat)
+    response_format: ChatFormat = msgspec.field(default_factory=TextFormat)
     best_of: int | None = None
     suffix: Literal[""] | None = None
 
@@ -56,7 +55,6 @@ class Completion(Generation, frozen=True, kw_only=True):
     prompts: list[Prompt]
     echo: bool = False
     prompt_only: bool = False
-    constraint: Constraint | None = None
 
 
 def read(body: bytes, limits: BodyLimits) -> Completion:
@@ -64,11 +62,13 @@ def read(body: bytes, limits: BodyLimits) -> Completion:
     request = wire.decode(CompletionRequest, body, limits)
     echo = bool(request.echo)
     prompt_only = echo and request.max_tokens == 0
+    shape = formats.shape(request.response_format, "response_format", request.structured_outputs)
     params = shared.sampling(
         request,
         max_tokens=1 if prompt_only else request.max_tokens,
         logprobs=request.logprobs,
         n=request.n,
+        shape=shape,
     )
     shared.neutral(
         request.best_of is None or request.best_of == params.n,
@@ -83,9 +83,10 @@ def read(body: bytes, limits: BodyLimits) -> Completion:
         include_usage=shared.stream_usage(request.stream, request.stream_options),
         user=request.user,
         prompts=prompts(request.prompt, "prompt", MAX_PROMPTS),
+        score_prompt=echo and request.logprobs is not None,
         echo=echo,
         prompt_only=prompt_only,
-        constraint=shared.constraint(request.response_format),
+        constraint_param=None if shape is None else shape.param,
     )
 
 

@@ -1,11 +1,17 @@
 """/v1/embeddings: requests and answers.
 
-Owns: the forms of `input` and the two encodings of a vector. Does not know: how vectors are made.
+Owns: the forms of `input`, the length of a vector and its two encodings. Does not know: how the
+states are made that vectors are made of.
+
+A vector is the model's final state after the last token of the input, normed as the output matrix
+sees it, of length 1. `dimensions` takes the first numbers, and makes their length 1: that means
+something only for models that were trained for it.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from array import array
 from collections.abc import Sequence
@@ -14,11 +20,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from subsecond.serve.errors import UnsupportedValue
+from subsecond.engine.request import SamplingParams
+from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import MAX_PRIORITY, BodyLimits
 from subsecond.serve.schema import shared, wire
 from subsecond.serve.schema.completions import Prompt, prompts
-from subsecond.serve.schema.shared import Identity, ModelName, Strict, Terms, documented
+from subsecond.serve.schema.shared import Generation, documented
+from subsecond.serve.schema.strict import Identity, ModelName, Strict
 
 MAX_INPUTS = 2048
 
@@ -35,15 +43,12 @@ class EmbeddingRequest(Strict):
     priority: Annotated[int | None, documented(-MAX_PRIORITY, MAX_PRIORITY)] = None
 
 
-class Embed(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked request. dimensions: see `check_dimensions`."""
+class Embed(Generation, frozen=True, kw_only=True):
+    """A checked request. dimensions: the first so many numbers of each vector are wanted."""
 
-    model: str
     inputs: list[Prompt]
-    terms: Terms
     base64: bool = False
     dimensions: int | None = None
-    user: str | None = None
 
 
 def read(body: bytes, limits: BodyLimits) -> Embed:
@@ -51,22 +56,14 @@ def read(body: bytes, limits: BodyLimits) -> Embed:
     request = wire.decode(EmbeddingRequest, body, limits)
     return Embed(
         model=request.model,
+        params=SamplingParams(max_tokens=1),
+        terms=shared.terms(request, "full"),
+        embeds=True,
         inputs=prompts(request.input, "input", MAX_INPUTS),
-        terms=shared.terms(request),
         base64=request.encoding_format == "base64",
         dimensions=request.dimensions,
         user=request.user,
     )
-
-
-def check_dimensions(request: Embed, width: int) -> None:
-    """UnsupportedValue if the request wants vectors of another width than the model's."""
-    if request.dimensions not in (None, width):
-        raise UnsupportedValue(
-            f"dimensions is {request.dimensions}; this model's vectors have {width}, and are not "
-            "cut",
-            "dimensions",
-        )
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +88,21 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
+
+
+def normalized(state: bytes, dimensions: int | None) -> array[float]:
+    """The unit vector of a state (float32), or of its first numbers. BadRequest for more of them
+    than there are.
+    """
+    vector = array("f", state)
+    if dimensions is not None:
+        if dimensions > len(vector):
+            raise BadRequest(
+                f"dimensions is {dimensions}; this model's vectors have {len(vector)}", "dimensions"
+            )
+        vector = vector[:dimensions]
+    length = math.hypot(*vector)
+    return array("f", (value / length for value in vector)) if length else vector
 
 
 def embedding(index: int, vector: Sequence[float], *, as_base64: bool) -> Embedding:

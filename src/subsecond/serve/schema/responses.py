@@ -20,25 +20,19 @@ from msgspec import Meta
 from subsecond.engine.request import SamplingParams
 from subsecond.serve.errors import BadRequest, UnsupportedValue
 from subsecond.serve.limits import BodyLimits
-from subsecond.serve.schema import shared, wire
+from subsecond.serve.schema import formats, shared, wire
 from subsecond.serve.schema.chat import Name, tool_call
+from subsecond.serve.schema.formats import ResponsesFormat, Shape, TextFormat
 from subsecond.serve.schema.shared import (
-    ChoiceFormat,
-    Constraint,
     FunctionDefinition,
     Generating,
     Generation,
-    Identity,
-    JsonFormat,
-    RegexFormat,
     StreamOptions,
-    Strict,
-    TextFormat,
     Tool,
     ToolChoice,
-    ToolName,
     documented,
 )
+from subsecond.serve.schema.strict import Identity, Strict, ToolName
 
 UNSUPPORTED = {
     "access_programs": "leave it out",
@@ -113,21 +107,10 @@ _ITEMS: dict[str, type[MessageItem | CallItem | CallOutputItem]] = {
 }
 
 
-class SchemaFormat(Strict, tag="json_schema", tag_field="type"):
-    """JSON that fits a schema. It is always enforced, so `strict` changes nothing."""
-
-    name: ToolName
-    schema: dict[str, Any]
-    description: str | None = None
-    strict: bool | None = None
-
-
 class TextConfig(Strict):
     """What the text must look like."""
 
-    format: TextFormat | JsonFormat | SchemaFormat | RegexFormat | ChoiceFormat = msgspec.field(
-        default_factory=TextFormat
-    )
+    format: ResponsesFormat = msgspec.field(default_factory=TextFormat)
     verbosity: Literal["medium"] | None = None
 
 
@@ -188,7 +171,6 @@ class Respond(Generation, frozen=True, kw_only=True):
 
     messages: list[dict[str, Any]]
     asked: ResponseRequest
-    constraint: Constraint | None = None
     tools: list[Tool] = msgspec.field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
 
@@ -208,15 +190,16 @@ def read(body: bytes, limits: BodyLimits) -> Respond:
     request.metadata = shared.check_metadata(request.metadata)
     tools = [shared.tool(own) for own in request.tools]
     choice = request.tool_choice
+    shape = formats.shape(request.text.format, "text.format", request.structured_outputs)
     return Respond(
         model=request.model,
-        params=_params(request),
+        params=_params(request, shape),
         terms=shared.terms(request, request.on_deadline),
         stream=bool(request.stream),
         user=request.safety_identifier or request.user,
         messages=_messages(request),
         asked=request,
-        constraint=_constraint(request.text),
+        constraint_param=None if shape is None else shape.param,
         tools=tools,
         tool_choice=shared.tool_choice(
             tools,
@@ -228,7 +211,7 @@ def read(body: bytes, limits: BodyLimits) -> Respond:
     )
 
 
-def _params(request: ResponseRequest) -> SamplingParams:
+def _params(request: ResponseRequest, shape: Shape | None) -> SamplingParams:
     wanted = LOGPROBS in (request.include or ())
     if request.top_logprobs and not wanted:
         raise BadRequest(
@@ -238,15 +221,9 @@ def _params(request: ResponseRequest) -> SamplingParams:
         request,
         max_tokens=request.max_output_tokens,
         logprobs=request.top_logprobs if not wanted else request.top_logprobs or 0,
+        shape=shape,
         names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
     )
-
-
-def _constraint(config: TextConfig) -> Constraint | None:
-    form = config.format
-    if isinstance(form, SchemaFormat):
-        return Constraint("json_schema", form.schema, "text.format.schema")
-    return shared.constraint(form, "text.format")
 
 
 def _messages(request: ResponseRequest) -> list[dict[str, Any]]:

@@ -25,20 +25,18 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprob] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag="message", tag_field="type"):
     """What the model says."""
 
-    type: Literal["message"] = "message"
     id: str
     role: Literal["assistant"] = "assistant"
     status: Status
     content: list[OutputText]
 
 
-class OutputCall(msgspec.Struct, frozen=True, kw_only=True):
+class OutputCall(msgspec.Struct, frozen=True, kw_only=True, tag="function_call", tag_field="type"):
     """A call that the model asks for."""
 
-    type: Literal["function_call"] = "function_call"
     id: str
     call_id: str
     name: str

@@ -1,11 +1,11 @@
-"""What several routes have in common: sampling, the deadline, tools, constraints, usage.
+"""What several routes have in common: sampling, the deadline, tools, usage.
 
 Owns: the fields that every generating route takes, our own beside OpenAI's, and their way into
 SamplingParams, which alone judges sampling. Does not know: routes.
 
 Our own fields: deadline_ms, on_deadline, priority, min_tokens, top_k, min_p, repetition_penalty,
-stop_token_ids, ignore_eos. null is the same as leaving a field out where OpenAI's own interface has
-it so, and where our field's default is "nobody has said".
+stop_token_ids, ignore_eos, structured_outputs (formats). null is the same as leaving a field out
+where OpenAI's own interface has it so, and where our field's default is "nobody has said".
 """
 
 from __future__ import annotations
@@ -21,26 +21,19 @@ from subsecond.engine.request import SamplingParams
 from subsecond.errors import RequestError
 from subsecond.serve.errors import BadRequest, UnsupportedValue
 from subsecond.serve.limits import MAX_PRIORITY
+from subsecond.serve.schema.formats import Shape, StructuredOutputs
+from subsecond.serve.schema.strict import Identity, ModelName, Strict, ToolName
 
 MAX_DEADLINE_MS = 86_400_000
 MAX_TOOLS = 128
-MAX_REGEX_CHARACTERS = 4096
-MAX_CHOICES = 1024
 MAX_METADATA = 16
 
 OnDeadline = Literal["finish", "full"]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
-Identity = Annotated[str, Meta(max_length=512)]
-ToolName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 
 
 def documented(low: float, high: float) -> Meta:
     """The range of a field for the interface's description; SamplingParams is what enforces it."""
     return Meta(extra_json_schema={"minimum": low, "maximum": high})
-
-
-class Strict(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything that a client sends: an unknown field is an error."""
 
 
 class StreamOptions(Strict):
@@ -75,6 +68,7 @@ class Generating(Strict):
     deadline_ms: Annotated[float | None, documented(1, MAX_DEADLINE_MS)] = None
     on_deadline: OnDeadline = "finish"
     priority: Annotated[int | None, documented(-MAX_PRIORITY, MAX_PRIORITY)] = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 _SAMPLING = (
@@ -107,6 +101,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request for text, of any route.
 
+    constraint_param: the field that asks for `params.constraint`, which errors name. score_prompt:
+    whether the prompt's log probabilities are wanted. embeds: whether it is not text that is wanted
+    but the model's state after the prompt.
     include_usage: whether a stream ends with the usage. user: who the client says it acts for; goes
     into the audit log.
     """
@@ -117,6 +114,9 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     user: str | None = None
+    constraint_param: str | None = None
+    score_prompt: bool = False
+    embeds: bool = False
 
 
 def sampling(
@@ -125,13 +125,18 @@ def sampling(
     max_tokens: int | None,
     logprobs: int | None = None,
     n: int | None = None,
+    shape: Shape | None = None,
     names: Mapping[str, str] | None = None,
 ) -> SamplingParams:
     """The sampling of a request. names: what the route calls max_tokens, logprobs and n."""
     given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
     try:
         return SamplingParams(
-            max_tokens=max_tokens, logprobs=logprobs, n=1 if n is None else n, **given
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            n=1 if n is None else n,
+            constraint=None if shape is None else shape.constraint,
+            **given,
         )
     except RequestError as error:
         message, param = str(error), error.param
@@ -224,76 +229,6 @@ def check_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
             "metadata must have keys of at most 64 characters and values of at most 512", "metadata"
         )
     return own
-
-
-# Constraints.
-
-
-class TextFormat(Strict, tag="text", tag_field="type"):
-    """No constraint."""
-
-
-class JsonFormat(Strict, tag="json_object", tag_field="type"):
-    """Some JSON object."""
-
-
-class JsonSchema(Strict):
-    """A schema that the answer must fit. It is always enforced, so `strict` changes nothing."""
-
-    name: ToolName
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(Strict, tag="json_schema", tag_field="type"):
-    """JSON that fits a schema."""
-
-    json_schema: JsonSchema
-
-
-class RegexFormat(Strict, tag="regex", tag_field="type"):
-    """Our own: text that matches a regular expression as a whole."""
-
-    regex: Annotated[str, Meta(min_length=1, max_length=MAX_REGEX_CHARACTERS)]
-
-
-class ChoiceFormat(Strict, tag="choice", tag_field="type"):
-    """Our own: one of these texts."""
-
-    choice: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=4096)]],
-        Meta(min_length=1, max_length=MAX_CHOICES),
-    ]
-
-
-ResponseFormat = TextFormat | JsonFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat
-
-
-class Constraint(msgspec.Struct, frozen=True):
-    """What an answer must look like. kind: "json_object", "json_schema" (value: the schema),
-    "regex" (value: the expression) or "choice" (value: the texts). param: the field, for errors.
-    """
-
-    kind: Literal["json_object", "json_schema", "regex", "choice"]
-    value: Any
-    param: str
-
-
-def constraint(form: ResponseFormat | None, param: str = "response_format") -> Constraint | None:
-    """The constraint that a format asks for."""
-    if isinstance(form, JsonFormat):
-        return Constraint("json_object", None, param)
-    if isinstance(form, JsonSchemaFormat):
-        schema = form.json_schema.schema
-        if schema is None:
-            return Constraint("json_object", None, param)
-        return Constraint("json_schema", schema, f"{param}.json_schema.schema")
-    if isinstance(form, RegexFormat):
-        return Constraint("regex", form.regex, f"{param}.regex")
-    if isinstance(form, ChoiceFormat):
-        return Constraint("choice", tuple(dict.fromkeys(form.choice)), f"{param}.choice")
-    return None
 
 
 # Tools.

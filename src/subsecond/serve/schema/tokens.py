@@ -15,7 +15,8 @@ from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import BodyLimits
 from subsecond.serve.schema import chat, shared, wire
 from subsecond.serve.schema.completions import MAX_PROMPT_TOKENS
-from subsecond.serve.schema.shared import ModelName, Strict, Tool
+from subsecond.serve.schema.shared import Tool
+from subsecond.serve.schema.strict import ModelName, Strict
 
 TokenId = Annotated[int, Meta(ge=0, le=INT_MAX)]
 

@@ -1,0 +1,102 @@
+"""`subsecond serve` as operators run it: https with keys, and logs that say what happened but not
+what was said.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import subsecond
+from subsecond.serve.keys import KeyFile
+
+PATIENCE_S = 60  # no test waits so long unless it fails
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(subsecond.__file__).parents[1])}
+CANARY = "canary-of-a-client"
+
+
+@contextmanager
+def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The process once it serves, and its lines of standard error so far."""
+    command = [sys.executable, "-m", "subsecond", "serve", *words]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        guard = threading.Timer(PATIENCE_S, process.kill)
+        guard.start()
+        lines: list[str] = []
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if "/v1 (ready after" in line:
+                    break
+            yield process, lines
+        finally:
+            guard.cancel()
+            process.kill()
+
+
+def ask(port: int, context: ssl.SSLContext, path: str, key: str, body: Any = None) -> Any:
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=PATIENCE_S)
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json",
+               "x-request-id": CANARY}  # fmt: skip
+    with closing(connection):
+        connection.request("GET" if body is None else "POST", path, body and json.dumps(body),
+                           headers)  # fmt: skip
+        with connection.getresponse() as reply:
+            return reply.status, reply.read()
+
+
+def test_https_keys_and_json_lines(artifact: Path, tmp_path: Path) -> None:
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key),
+         "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    secret, own = KeyFile(tmp_path / "keys.json").create("all", ["use", "admin", "metrics"])
+    words = ["--model", f"m={artifact}", "--port", "0", "--threads", "1", "--max-sequences", "4",
+             "--within", "20s", "--keys", str(tmp_path / "keys.json"), "--log", "json",
+             "--tls-cert", str(cert), "--tls-key", str(key), "--state", str(tmp_path / "state"),
+             "--answer-cache", "1M"]  # fmt: skip
+    context = ssl.create_default_context(cafile=str(cert))
+    with started(*words) as (process, said):
+        served = json.loads(said[-1])
+        assert served["logger"] == "subsecond.operation"
+        port = int(served["message"].partition("https://127.0.0.1:")[2].partition("/")[0])
+        chat = {"model": "m", "messages": [{"role": "user", "content": CANARY}], "user": CANARY,
+                "max_tokens": 4}  # fmt: skip
+        assert ask(port, context, "/v1/chat/completions", secret, chat)[0] == 200
+        assert ask(port, context, "/v1/chat/completions", secret + "x", chat)[0] == 401
+        assert ask(port, context, "/v1/chat/completions", secret, {**chat, "n": CANARY})[0] == 400
+        assert ask(port, context, f"/{CANARY}", secret)[0] == 404
+        status, metrics = ask(port, context, "/metrics", secret)
+        assert status == 200 and CANARY.encode() not in metrics
+        assert ask(port, context, "/", secret)[0] == 200
+        process.send_signal(signal.SIGHUP)  # reads the certificate again
+        assert ask(port, context, "/v1/models", secret)[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        lines = [*said, *process.stderr.readlines()]
+        assert process.wait(PATIENCE_S) == 0
+    logged = [json.loads(line) for line in lines]
+    requests = [line for line in logged if line["logger"] == "subsecond.access"]
+    assert [(own["action"], own["status"]) for own in requests] == [
+        ("chat", 200), ("none", 401), ("chat", 400), ("none", 404), ("models", 200),
+    ]  # fmt: skip
+    assert requests[0]["key"] == own.id and requests[0]["completion_tokens"] == 4
+    assert requests[0]["promised"] is requests[0]["kept"] is True
+    assert len({own["request"] for own in requests}) == len(requests)
+    assert all(own["time"].endswith("Z") for own in logged)
+    whole = "".join(lines)
+    assert CANARY not in whole and secret not in whole
