@@ -1,9 +1,10 @@
 // What the two integer formats share: register blocking and the order in which weights are read.
 //
 // Owns: the walk over tiles, rows and groups. A format gives (struct Kernel):
-//   Block; max_tiles, max_rows (outputs held in registers: rows x tiles x 16), most_rows (of a last block);
-//   dots<rows, tiles>(weight, groups, act, act_stride, dot): exact s32 dots of one group, tile t at weight[t * groups];
-//   fold(weight, act, dot, sum): the one order of float operations of an output and a group.
+//   Cursor, what points at a block (a pointer, or what acts like one), start(tiles), address(cursor), block_bytes (that
+//   are fetched ahead of from there); max_tiles, max_rows (outputs held in registers: rows x tiles x 16), most_rows (of
+//   a last block); dots<rows, tiles>(weight, groups, act, act_stride, dot): exact s32 dots of one group, tile t at
+//   weight[t * groups]; fold(weight, act, dot, sum): the one order of float operations of an output and a group.
 #pragma once
 #include "isa.h"
 
@@ -46,7 +47,7 @@ SUBSECOND_INLINE void add_in_place(__m256i& sum, __m256i x) {
 // (Loops over the sums are unrolled by pragma: left to itself GCC keeps the array in memory at both ends of the loop.)
 // Rows x tiles outputs over all of K. Asks for `ahead_lines` cache lines a group from `ahead` on.
 template <typename Kernel, int rows, int tiles>
-void block(const typename Kernel::Block* weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
+void block(typename Kernel::Cursor weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
            int64_t out_stride, const char* ahead, int64_t ahead_lines) {
     f32x16 sum[rows][tiles];
 #pragma GCC unroll 8
@@ -66,7 +67,7 @@ void block(const typename Kernel::Block* weight, int64_t groups, const act_group
 }
 
 template <typename Kernel>
-using BlockFunction = void (*)(const typename Kernel::Block*, int64_t, const act_group*, int64_t, float*, int64_t,
+using BlockFunction = void (*)(typename Kernel::Cursor, int64_t, const act_group*, int64_t, float*, int64_t,
                                const char*, int64_t);
 
 // A last block may have up to most_rows, so that no lone row or two follow.
@@ -95,19 +96,18 @@ BlockFunction<Kernel> block_of(int64_t rows) {
 // groups of max_tiles that share each broadcast, and while one group is worked on, the next is brought into L2,
 // a share of it in each pass over the rows.
 template <typename Kernel>
-void product(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
-    using Block = typename Kernel::Block;
+void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
     constexpr int64_t few_rows = 3, many_passes = 32;
-    const Block* w = static_cast<const Block*>(weight);
+    const typename Kernel::Cursor w = Kernel::start(weight);
     const act_group* a = static_cast<const act_group*>(act);
     const int64_t groups = ceil_div(k, group_int), act_stride = act_bytes_int(k);
     const int64_t passes = ceil_div(m, Kernel::max_rows);
     for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
         const bool wide = m > few_rows && t + Kernel::max_tiles <= tiles;
         taken = wide ? Kernel::max_tiles : 1;
-        const int64_t group_lines = ceil_div(taken * static_cast<int64_t>(sizeof(Block)), 64);
+        const int64_t group_lines = ceil_div(taken * Kernel::block_bytes, 64);
         const int64_t ahead_lines = m > few_rows && passes <= many_passes ? ceil_div(group_lines, passes) : 0;
-        const char* ahead = reinterpret_cast<const char*>(w + (t + taken) * groups);
+        const char* ahead = Kernel::address(w + (t + taken) * groups);
         for (int64_t r = 0, rows = 0; r < m; r += rows) {
             rows = m - r <= Kernel::most_rows ? m - r : Kernel::max_rows;
             const BlockFunction<Kernel> run =

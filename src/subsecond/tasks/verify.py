@@ -121,7 +121,7 @@ def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[C
                     progress("checking tensors", done, len(tensors), "tensors")
                 with view[tensor.offset : tensor.offset + tensor.size] as span:
                     found = xxhash.xxh3_64_hexdigest(span)
-                    if not finite.all_finite(span, _scanned(tensor)):
+                    if not finite.all_finite(span, _scanned(tensor), tensor.n, tensor.k):
                         broken.append(tensor.name)
                 what = f"tensor {tensor.name}: xxh3 {tensor.xxh3}"
                 if found == tensor.xxh3:
