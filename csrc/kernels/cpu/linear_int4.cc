@@ -10,7 +10,7 @@ namespace {
 struct Int4 {
     using Block = block_int4;
     using Cursor = const Block*;
-    static constexpr int64_t block_bytes = sizeof(Block);
+    static constexpr int64_t block_bytes = sizeof(Block), near_bytes = 12 << 10;
 
     static Cursor start(Tiles weight) { return static_cast<Cursor>(weight.first); }
     static const char* address(Cursor at) { return reinterpret_cast<const char*>(at); }

@@ -9,10 +9,11 @@
 namespace subsecond::SUBSECOND_ISA {
 namespace {
 
-struct Int8 {
-    using Block = block_int8;
+template <typename AnyBlock>
+struct Int8Of {
+    using Block = AnyBlock;
     using Cursor = const Block*;
-    static constexpr int64_t block_bytes = sizeof(Block);
+    static constexpr int64_t block_bytes = sizeof(Block), near_bytes = 0;
 
     static Cursor start(Tiles weight) { return static_cast<Cursor>(weight.first); }
     static const char* address(Cursor at) { return reinterpret_cast<const char*>(at); }
@@ -128,6 +129,8 @@ struct Int8 {
         }
     }
 };
+
+using Int8 = Int8Of<block_int8>;
 
 }  // namespace
 }  // namespace subsecond::SUBSECOND_ISA

@@ -11,6 +11,14 @@ namespace {
 
 constexpr int64_t half_upper = 192, half_lower = 64;  // bytes of half a group
 
+// int8's block where lines of the cache begin.
+struct alignas(64) JoinedBlock {
+    uint8_t quant[tile_channels * group_int];
+    uint16_t scale[tile_channels];
+};
+
+using Joined = Int8Of<JoinedBlock>;
+
 struct SplitCursor {
     const block_split_upper* upper;
     const block_split_lower* lower;  // nullptr: the lower bits count as zeros
@@ -51,43 +59,37 @@ SUBSECOND_INLINE void unpack_half(const uint8_t* upper, const uint8_t* lower, __
     }
 }
 
-SUBSECOND_INLINE void unpack_whole(SplitCursor weight, block_int8* block) {
-    __builtin_memcpy(block->scale, weight.upper->scale, sizeof block->scale);
-    for (int half = 0; half < 2; ++half) {
-        __m512i w[4];
-        unpack_half<true>(weight.upper->quant + half_upper * half, weight.lower->quant + half_lower * half, w);
-        for (int j = 0; j < 4; ++j) _mm512_storeu_si512(block->quant + 64 * (4 * half + j), w[j]);
-    }
-}
-
+// `joined`, unless it is nullptr: where int8's values of tile t go, [t * groups].
 template <bool with_lower, int rows, int tiles>
 SUBSECOND_INLINE void split_dots(SplitCursor weight, int64_t groups, const act_group* act, int64_t act_stride,
-                                 i32x16 (&dot)[rows][tiles]) {
+                                 i32x16 (&dot)[rows][tiles], JoinedBlock* joined = nullptr) {
     for (int r = 0; r < rows; ++r) {
         const __m512i start = _mm512_set1_epi32(act_at(act, r * act_stride)->offset_dot);
         for (int t = 0; t < tiles; ++t) dot[r][t] = start;
     }
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half)
-#pragma GCC unroll 2
-        for (int t = 0; t < tiles; ++t) {
-            __m512i w[4];
+    for (int half = 0; half < 2; ++half) {
+        __m512i w[tiles][4];
+        for (int t = 0; t < tiles; ++t)
             unpack_half<with_lower>(weight.upper[t * groups].quant + half_upper * half,
-                                    with_lower ? weight.lower[t * groups].quant + half_lower * half : nullptr, w);
+                                    with_lower ? weight.lower[t * groups].quant + half_lower * half : nullptr, w[t]);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j)
-                for (int r = 0; r < rows; ++r)
-                    dot[r][t] = _mm512_dpbusd_epi32(
-                        dot[r][t], w[j], _mm512_set1_epi32(quad_of(act_at(act, r * act_stride), 4 * half + j)));
+        for (int j = 0; j < 4; ++j) {
+            for (int t = 0; t < tiles && joined != nullptr; ++t)
+                _mm512_store_si512(joined[t * groups].quant + 64 * (4 * half + j), w[t][j]);
+            for (int r = 0; r < rows; ++r) {
+                const __m512i a = _mm512_set1_epi32(quad_of(act_at(act, r * act_stride), 4 * half + j));
+                for (int t = 0; t < tiles; ++t) dot[r][t] = _mm512_dpbusd_epi32(dot[r][t], w[t][j], a);
+            }
         }
+    }
 }
 
 #else
 
 // Other instruction sets bring a block into int8's form in the first-level cache. (These loops become vectors.)
 template <bool with_lower>
-SUBSECOND_INLINE void unpack(SplitCursor weight, block_int8* block) {
-    for (int64_t c = 0; c < tile_channels; ++c) block->scale[c] = weight.upper->scale[c];
+SUBSECOND_INLINE void unpack(SplitCursor weight, JoinedBlock* block) {
     for (int half = 0; half < 2; ++half) {
         const uint8_t* six = weight.upper->quant + half_upper * half;
         const uint8_t* rest = with_lower ? weight.lower->quant + half_lower * half : nullptr;
@@ -103,16 +105,15 @@ SUBSECOND_INLINE void unpack(SplitCursor weight, block_int8* block) {
     }
 }
 
-SUBSECOND_INLINE void unpack_whole(SplitCursor weight, block_int8* block) { unpack<true>(weight, block); }
-
 template <bool with_lower, int rows, int tiles>
 SUBSECOND_INLINE void split_dots(SplitCursor weight, int64_t groups, const act_group* act, int64_t act_stride,
-                                 i32x16 (&dot)[rows][tiles]) {
+                                 i32x16 (&dot)[rows][tiles], JoinedBlock* joined = nullptr) {
     for (int t = 0; t < tiles; ++t) {
-        block_int8 block;
+        JoinedBlock own;
+        JoinedBlock* block = joined != nullptr ? joined + t * groups : &own;
         i32x16 one[rows][1];
-        unpack<with_lower>(weight + t * groups, &block);
-        Int8::dots<rows, 1>(&block, 1, act, act_stride, one);
+        unpack<with_lower>(weight + t * groups, block);
+        Joined::dots<rows, 1>(block, 1, act, act_stride, one);
         for (int r = 0; r < rows; ++r) dot[r][t] = one[r][0];
     }
 }
@@ -121,7 +122,7 @@ SUBSECOND_INLINE void split_dots(SplitCursor weight, int64_t groups, const act_g
 
 struct Int8Split {
     using Cursor = SplitCursor;
-    static constexpr int64_t block_bytes = sizeof(block_split_upper);
+    static constexpr int64_t block_bytes = sizeof(block_split_upper), near_bytes = 0;
     static constexpr int max_tiles = Int8::max_tiles, max_rows = Int8::max_rows, most_rows = Int8::most_rows;
 
     static Cursor start(Tiles weight) {
@@ -149,39 +150,66 @@ struct Int8Split {
     }
 };
 
-// With many rows the joining would cost as much as the dots if it were done for every few of them: tiles are brought
-// into int8's form once, in a buffer that stays in the first or second level cache, as long as one fits.
+// The first rows of many: what they unpack, the others find in int8's form.
+struct Int8Joining : Int8Split {
+    struct Cursor {
+        SplitCursor from;
+        JoinedBlock* to;
+    };
+
+    template <int rows, int tiles>
+    SUBSECOND_INLINE void dots(Cursor weight, int64_t groups, const act_group* act, int64_t act_stride,
+                               i32x16 (&dot)[rows][tiles]) {
+        for (int t = 0; t < tiles; ++t) {
+            const SplitCursor next = weight.from + (tiles + t) * groups;
+            fetch_to_l2(next.lower->quant);
+            fetch_to_l2(next.lower->quant + 64);
+            __builtin_memcpy(weight.to[t * groups].scale, weight.from.upper[t * groups].scale, sizeof weight.to->scale);
+        }
+        split_dots<true, rows, tiles>(weight.from, groups, act, act_stride, dot, weight.to);
+    }
+
+    template <int rows, int tiles>
+    SUBSECOND_INLINE void fold(Cursor weight, int64_t groups, const act_group* act, int64_t act_stride,
+                               const i32x16 (&dot)[rows][tiles], f32x16 (&sum)[rows][tiles]) {
+        Int8Split::fold<rows, tiles>(weight.from, groups, act, act_stride, dot, sum);
+    }
+};
+SUBSECOND_INLINE void operator++(Int8Joining::Cursor& at) {
+    ++at.from;
+    ++at.to;
+}
+
+// With many rows the joining would cost as much as the dots if it were done for every few of them: the first ones leave
+// the tiles in int8's form in a buffer that stays in the first or second level cache, as long as one fits.
 void product_joined(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out,
                     int64_t out_stride) {
-    constexpr int64_t few_rows = 8, many_passes = 32, buffer_blocks = 128;
+    constexpr int64_t few_rows = 4, buffer_blocks = 128;
     const int64_t groups = ceil_div(k, group_int), act_stride = act_bytes_int(k);
     if (m <= few_rows || groups > buffer_blocks) {
         product<Int8Split>(weight, tiles, k, act, m, out, out_stride);
         return;
     }
-    block_int8 joined[buffer_blocks];
+    JoinedBlock joined[buffer_blocks];
     const SplitCursor w = Int8Split::start(weight);
     const act_group* a = static_cast<const act_group*>(act);
+    constexpr int64_t first_rows = Int8::max_rows;
     const int64_t passes = ceil_div(m, Int8::max_rows);
     const int64_t most = Int8::max_tiles * groups <= buffer_blocks ? Int8::max_tiles : 1;
     for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
         const bool wide = t + most <= tiles && most > 1;
         taken = wide ? most : 1;
-        for (int64_t i = 0; i < taken * groups; ++i) {
-            const SplitCursor next = w + ((t + taken) * groups + i);
-            fetch_to_l2(next.lower->quant);
-            fetch_to_l2(next.lower->quant + 64);
-            unpack_whole(w + (t * groups + i), joined + i);
-        }
-        const int64_t group_lines = ceil_div(taken * Int8Split::block_bytes, 64);
-        const int64_t ahead_lines = passes <= many_passes ? ceil_div(group_lines, passes) : 0;
-        const char* ahead = Int8Split::address(w + (t + taken) * groups);
-        for (int64_t r = 0, rows = 0; r < m; r += rows) {
+        Ahead ahead = ahead_of<Int8Split>(w + (t + taken) * groups, taken, groups, passes);
+        float* first_out = out + t * lanes;
+        const BlockFunction<Int8Joining> join =
+            wide ? block<Int8Joining, first_rows, Int8::max_tiles> : block<Int8Joining, first_rows, 1>;
+        join({w + t * groups, joined}, groups, a, act_stride, first_out, out_stride, ahead);
+        for (int64_t r = first_rows, rows = 0; r < m; r += rows) {
+            ahead.pass(groups);
             rows = m - r <= Int8::most_rows ? m - r : Int8::max_rows;
-            const BlockFunction<Int8> run = wide ? block_of<Int8, Int8::max_tiles>(rows) : block_of<Int8, 1>(rows);
-            run(joined, groups, act_at(a, r * act_stride), act_stride, out + r * out_stride + t * lanes, out_stride,
-                ahead, ahead_lines);
-            ahead += ahead_lines * groups * 64;
+            const BlockFunction<Joined> run =
+                wide ? block_of<Joined, Int8::max_tiles>(rows) : block_of<Joined, 1>(rows);
+            run(joined, groups, act_at(a, r * act_stride), act_stride, first_out + r * out_stride, out_stride, ahead);
         }
     }
 }
