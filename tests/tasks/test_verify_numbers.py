@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import tiny
 import xxhash
@@ -101,6 +102,23 @@ def test_a_number_that_is_none_is_found_behind_true_hashes(certified: Path, copy
         (refuted,) = [claim for claim in claims if claim.outcome != "holds"]
         assert (refuted.kind, refuted.outcome) == ("finite", "refuted")
         assert refuted.found == f"NaN or infinite in {name}"
+
+
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
+def test_a_bound_that_does_not_hold_is_found_behind_true_hashes(
+    certified: Path, copy: Path
+) -> None:
+    weights = (certified / artifact.WEIGHTS).read_bytes()
+    tensors = artifact.open_artifact(certified).manifest.tensors
+    (matrix,) = [tensor for tensor in tensors if tensor.format == "int8_split"]
+    rewrite(copy, weights, same)
+    assert [claim.outcome for claim in outcomes(copy, "bounds")] == ["holds"]
+    last = matrix.offset + 4 * (matrix.n - 1)  # the radius of the last row
+    less = np.frombuffer(weights[last : last + 4], "<f4") * np.float32(0.999)
+    rewrite(copy, weights[:last] + less.tobytes() + weights[last + 4 :], same)
+    (claim,) = outcomes(copy, "bounds")
+    assert claim.outcome == "refuted"
+    assert matrix.name in claim.what
 
 
 @pytest.mark.parametrize("certified", ["int4", "int8"], indirect=True)

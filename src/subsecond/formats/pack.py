@@ -193,7 +193,8 @@ def unpack_grid(data: NDArray[np.uint8], format: str, n: int, k: int) -> Grid:
     """The grid of a packed int4, int8 or int8_split matrix [n, k]."""
     _check_size(data, format, n, k)
     if format == "int8_split":
-        data, format = _join(data, n, k), "int8"
+        _, lower, upper = split_parts(data, n, k)
+        data, format = _join(lower, upper), "int8"
     tiles, groups = -(-n // TILE_CHANNELS), FORMATS[format].groups(k)
     int4 = format == "int4"
     blocks = data.view(_BLOCK_INT4 if int4 else _BLOCK_INT8).reshape(tiles, groups)
@@ -226,9 +227,26 @@ def split_parts(
     return data[:lower], data[lower:upper], data[upper:]
 
 
-def _join(data: NDArray[np.uint8], n: int, k: int) -> NDArray[np.uint8]:
-    """An int8_split matrix packed as int8."""
-    _, low, high = split_parts(data, n, k)
+def radii_hold(data: NDArray[np.uint8], n: int, k: int) -> bool:
+    """Whether every channel's radius of an int8_split matrix [n, k] is at least what `pack_split`
+    would write: with a smaller one a greedy choice may miss the largest logit."""
+    _check_size(data, "int8_split", n, k)
+    radii, lower, upper = (
+        part.reshape(-(-n // TILE_CHANNELS), -1) for part in split_parts(data, n, k)
+    )
+    step = max(1, _CHUNK_VALUES // (TILE_CHANNELS * k))
+    for first in range(0, len(radii), step):
+        part = slice(first, first + step)
+        joined = _join(lower[part].reshape(-1), upper[part].reshape(-1))
+        channels = min(len(radii[part]) * TILE_CHANNELS, n - first * TILE_CHANNELS)
+        least = _radius(unpack_grid(joined, "int8", channels, k))
+        if not (radii[part].reshape(-1).view("<f4")[:channels] >= least).all():
+            return False
+    return True
+
+
+def _join(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The lower and upper blocks of some tiles of int8_split packed as int8."""
     lower, upper = low.view(_BLOCK_LOWER)["quant"], high.view(_BLOCK_UPPER)
     six = upper["quant"]
     blocks = np.empty(len(upper), _BLOCK_INT8)
