@@ -227,9 +227,10 @@ def split_parts(
     return data[:lower], data[lower:upper], data[upper:]
 
 
-def radii_hold(data: NDArray[np.uint8], n: int, k: int) -> bool:
+def radii_hold(packed: memoryview, n: int, k: int) -> bool:
     """Whether every channel's radius of an int8_split matrix [n, k] is at least what `pack_split`
     would write: with a smaller one a greedy choice may miss the largest logit."""
+    data = np.frombuffer(packed, np.uint8)
     _check_size(data, "int8_split", n, k)
     radii, lower, upper = (
         part.reshape(-(-n // TILE_CHANNELS), -1) for part in split_parts(data, n, k)
