@@ -14,8 +14,9 @@ import msgspec
 
 from subsecond.bench.limits import Limits
 from subsecond.errors import InputError
-from subsecond.formats.artifact import PROGRAM, Artifact
+from subsecond.formats.artifact import Artifact
 from subsecond.formats.layout import FORMATS
+from subsecond.formats.stored_program import read_program
 from subsecond.program.ops import linear_count
 from subsecond.program.program import Op, Program
 
@@ -78,7 +79,7 @@ def work_of(program: Program, formats: Mapping[str, str], kv: str = "bf16") -> W
 
 def work_of_artifact(artifact: Artifact, kv: str = "bf16") -> Work:
     """Counts an opened artifact's program with the formats that its tensors are stored in."""
-    program = Program.from_json(artifact.read(PROGRAM))
+    program = read_program(artifact)
     return work_of(program, {t.name: t.format for t in artifact.manifest.tensors}, kv)
 
 

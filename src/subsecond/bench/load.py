@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from subsecond.bench.load_answer import Body, Failure, Raw, Refusal
-from subsecond.bench.load_arrivals import Arrival, Schedule
+from subsecond.bench.load_arrivals import Arrival, Schedule, backwards
 from subsecond.bench.load_client import Call, Client, Target
 from subsecond.bench.load_heartbeat import Heartbeat, Stall
 from subsecond.errors import InputError, RuntimeFailure
@@ -124,8 +124,8 @@ def load(
     """Sends a schedule to a server and waits for every end.
 
     model: by default the first of the server's list. warmup: requests before, one after another,
-    that don't count. Raises InputError for impossible values, RuntimeFailure if the server can't be
-    reached, has no model or doesn't answer the warm-up.
+    that don't count, with the words of the first one backwards. Raises InputError for impossible
+    values, RuntimeFailure if the server can't be reached, has no model or doesn't answer them.
     """
     limits = limits or Limits()
     limits.check()
@@ -360,7 +360,7 @@ async def _warm_up(client: Client, target: Target, like: Arrival, model: str, co
     stream = bool(like.body["stream"])
     for _ in range(count):
         call = Call(asyncio.get_running_loop().create_future(), "stream" if stream else "answer")
-        free = msgspec.structs.replace(like, deadline_s=None)
+        free = msgspec.structs.replace(backwards(like), deadline_s=None)
 
         def make(_: float, arrival: Arrival = free) -> bytes:
             return request_of(target, arrival, model, 0.0)

@@ -11,7 +11,7 @@ from subsecond.config import ModelOptions
 from subsecond.formats import artifact
 from subsecond.formats.locate import locate
 from subsecond.formats.progress import TerminalProgress
-from subsecond.program.program import Program
+from subsecond.formats.stored_program import read_program
 
 
 def run(options: Inspect) -> int:
@@ -25,7 +25,7 @@ def run(options: Inspect) -> int:
     with TerminalProgress() as progress:
         path = locate(checked.model, checked.weights, progress=progress)  # type: ignore[arg-type]
     opened = artifact.open_artifact(path)
-    program = Program.from_json(opened.read(artifact.PROGRAM))
+    program = read_program(opened)
     kv = checked.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
     work = cost.work_of_artifact(opened, kv)
     machine = limits.measure(checked.threads or int(native.host()["cpus"]))
