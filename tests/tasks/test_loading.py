@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import tiny
 
 from subsecond import LLM, InputError, SamplingParams
 from subsecond.errors import ModelError, RuntimeFailure
+from subsecond.runtime import native
 
 
 class Terminal(io.StringIO):
@@ -137,3 +139,32 @@ def test_sizes_may_be_integers_of_another_library(tiny_artifact: Path, name: str
     for wrong in (True, 2.0, np.float64(2.0), "2", -1, 10**5000):
         with pytest.raises(InputError, match=f"{name} must be an integer from"):
             LLM(tiny_artifact, **{**sizes, name: wrong})
+
+
+def test_what_no_thread_can_check_is_checked_at_once(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_artifact, broken)
+    tokenizer = broken / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes().replace(b"{", b" {", 1))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with LLM(tiny_artifact, threads=1) as llm:
+        assert llm.generate([[1, 2]], SamplingParams(max_tokens=2, temperature=0))
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        LLM(broken, threads=1)
+
+
+def test_memory_that_the_system_refuses_is_an_error_with_its_fix(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poor(native.Model):  # type: ignore[misc]
+        def finish(self, *_: object) -> None:
+            raise MemoryError
+
+    monkeypatch.setattr(native, "Model", Poor)
+    with pytest.raises(RuntimeFailure, match="lower context, max_sequences"):
+        LLM(tiny_artifact, threads=1)

@@ -192,3 +192,19 @@ def test_a_certificate_of_version_1_is_read(copy: Path) -> None:
     for canary in record["canaries"]:
         del canary["logits_xxh3"], canary["best"], canary["build"]
     assert certificate.decode(json.dumps(record).encode()).canaries[0].logits_xxh3 == ""
+
+
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
+def test_the_certificate_is_of_this_text_json(copy: Path) -> None:
+    def texts() -> list[str]:
+        claims = outcomes(copy, "certificate")
+        return [claim.outcome for claim in claims if artifact.TEXT in claim.what]
+
+    assert texts() == ["holds"]
+    text = (copy / artifact.TEXT).read_bytes() + b" "
+    (copy / artifact.TEXT).write_bytes(text)
+    manifest = json.loads((copy / artifact.MANIFEST).read_text())
+    entry = manifest["files"][artifact.TEXT]
+    entry["size"], entry["sha256"] = len(text), hashlib.sha256(text).hexdigest()
+    (copy / artifact.MANIFEST).write_text(json.dumps(manifest))
+    assert texts() == ["refuted"]

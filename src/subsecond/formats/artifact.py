@@ -135,15 +135,17 @@ class Artifact:
                         damaged.append(tensor.name)
 
         with view:
-            threads = [
-                threading.Thread(target=check, args=(part,))
-                for part in _shares(self.manifest.tensors, _CHECK_THREADS)
-            ]
+            parts = _shares(self.manifest.tensors, _CHECK_THREADS)
+            threads = [threading.Thread(target=check, args=(part,)) for part in parts]
             try:
+                for thread, part in zip(threads, parts, strict=True):
+                    try:
+                        thread.start()
+                    except RuntimeError:  # no thread can be had
+                        check(part)
                 for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                    if thread.ident is not None:
+                        thread.join()
             finally:  # after Ctrl-C too, the view outlives those who read it
                 stop.set()
                 for thread in threads:

@@ -160,6 +160,7 @@ def _convert(
             tensors_exact=exact,
             logits=_logits_difference(checkpoint, built, writer, exact == total),
             canaries=[],
+            text_sha256=writer.files[artifact.TEXT].sha256,
         )
         writer.add_file(artifact.CERTIFICATE, record.to_json())
         if hook is not None:

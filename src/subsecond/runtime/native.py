@@ -175,5 +175,12 @@ def build(
         model.add_value(value.width, value.rows, offset)
     for op in program.ops:
         model.add_op(op.kind, op.inputs, op.output, op.weights, op.attributes)
-    model.finish(program.output, kv, pages)
+    try:
+        model.finish(program.output, kv, pages)
+    except MemoryError:
+        raise RuntimeFailure(
+            f"the system gives no memory for {pages} KV pages of 64 positions a cache group and a "
+            "step's values; lower context, max_sequences or max_tokens_per_step, or raise the "
+            "limit (ulimit -v)"
+        ) from None
     return model

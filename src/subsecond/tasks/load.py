@@ -127,7 +127,10 @@ def _opened(
     mapped = native.MappedFile(os.fspath(opened.weights_path))
     # Checksums are compared without the interpreter's lock, the tokenizer is loaded with it.
     check = _Check(opened, memoryview(mapped.weights))
-    check.start()
+    try:
+        check.start()
+    except RuntimeError:  # no thread can be had, or no memory for its stack: now, then
+        check.run()
     try:
         yield opened, mapped
     finally:
@@ -238,7 +241,8 @@ class _Check(threading.Thread):
             self._data.release()
 
     def finish(self) -> None:
-        self.join()
+        if self.ident is not None:
+            self.join()
         if self._error is not None:
             raise self._error
 
