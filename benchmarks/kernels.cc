@@ -82,8 +82,9 @@ Result measure(const Case& c, const Options& options) {
             if (done) return;
             began_s[self] = now_s();
             for (int64_t t; (t = next.fetch_add(task_tiles)) < tiles;)
-                kernel.product(weight.get() + t * bytes_a_tile, std::min(task_tiles, tiles - t), c.k, act.get(), c.m,
-                               out.get() + t * tile_channels, tiles * tile_channels);
+                kernel.product(tiles_at(c.format, reinterpret_cast<const uint8_t*>(weight.get()), tiles, c.k, t),
+                               std::min(task_tiles, tiles - t), c.k, act.get(), c.m, out.get() + t * tile_channels,
+                               tiles * tile_channels);
             ended_s[self] = now_s();
             end.arrive_and_wait();
         }
@@ -137,7 +138,7 @@ double arithmetic_limit(Format format, int threads) {
     return best_of(60, [&] {
         std::optional<double> rate;
         if (format == Format::bf16) rate = limits::bf16_rate(threads, 0.002);
-        if (format == Format::int8 || format == Format::int4) rate = limits::int8_rate(threads, 0.002);
+        if (format >= Format::int8) rate = limits::int8_rate(threads, 0.002);
         if (!rate) rate = limits::f32_rate(threads, 0.002);
         return rate.value_or(0);
     });
@@ -157,7 +158,8 @@ Options parse(int argc, char** argv) {
         if (key == "--format") options.format = argv[i + 1];
     }
     if (options.table == nullptr || options.threads < 1 || argc % 2 == 0) {
-        std::fprintf(stderr, "use: [--isa NAME] [--threads N] [--seconds S] [--format f32|bf16|int8|int4]\n");
+        std::fprintf(stderr,
+                     "use: [--isa NAME] [--threads N] [--seconds S] [--format f32|bf16|int8|int4|int8_split]\n");
         std::exit(2);
     }
     return options;

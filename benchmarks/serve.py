@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -153,24 +154,33 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def loads(system: System, options: argparse.Namespace, seed: int) -> Iterator[tuple[Any, Schedule]]:
-    """(rate, schedule) of every load; the last one is all streams at once, without a deadline."""
+def loads(
+    system: System, options: argparse.Namespace, number: int
+) -> Iterator[tuple[Any, Schedule]]:
+    """(rate, schedule) of every load; the last one is all streams at once, without a deadline. A
+    round's loads share no prompt, so that no prefix cache answers one from another.
+    """
+    seeds = itertools.count(number * (len(options.rates) + 1))
     shape = Shape(
         endpoint=options.endpoint,
         prompt_words=options.prompt_words,
         max_tokens=options.max_tokens,
         deadline_s=options.deadline_ms / 1e3,
         body=system.body,
-        seed=seed,
     )
     for rate in options.rates:
-        yield rate, poisson(shape, rate, options.seconds)
+        own = msgspec.structs.replace(shape, seed=next(seeds))
+        yield rate, poisson(own, rate, options.seconds)
     if options.streams:
         plain = {name: v for name, v in system.body.items() if name != "on_deadline"}
         if system.server == OURS:  # else the server's own deadline, of --within, would apply
             plain["deadline_ms"] = 1e3 * options.drain
         own = msgspec.structs.replace(
-            shape, deadline_s=None, max_tokens=options.stream_tokens, body=plain
+            shape,
+            deadline_s=None,
+            max_tokens=options.stream_tokens,
+            body=plain,
+            seed=next(seeds),
         )
         yield None, burst(own, options.streams)
 
@@ -180,7 +190,7 @@ def run_system(system: System, options: argparse.Namespace, number: int, found: 
     limits = Limits(timeout_s=options.drain, drain_s=options.drain)
     try:
         with running(system) as url:
-            for rate, schedule in loads(system, options, seed=number):
+            for rate, schedule in loads(system, options, number):
                 done: Run = load(Target.of(url), schedule, limits=limits)
                 summary = summarize(done, _native.host()["cpus"])
                 found.add(system, number, rate, summary)

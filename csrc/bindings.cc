@@ -115,7 +115,7 @@ void leak(nb::handle_t<Model> self) {
     self.inc_ref();
 }
 
-nb::bytes value(const Model& model, int64_t index) {
+nb::bytes value(Model& model, int64_t index) {
     std::vector<float> values(static_cast<size_t>(model.value_size(index)));
     model.copy_value(index, values.data());
     return nb::bytes(values.data(), values.size() * sizeof(float));
@@ -191,6 +191,7 @@ void bind_model(nb::module_& m) {
         .def_prop_ro("vocab", &Model::vocab)
         .def("run", run, "plan"_a, "n_tokens"_a, "n_sequences"_a, "n_rows"_a, "max_steps"_a = 1)
         .def("logits", logits, "out"_a)
+        .def_prop_ro("screened", &Model::screened)
         .def("leak", leak)
         .def("value", value, "index"_a);
 }

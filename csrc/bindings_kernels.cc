@@ -31,7 +31,7 @@ using subsecond::LinearKernel;
 Format format_of(const std::string& name) {
     for (int f = 0; f < subsecond::format_count; ++f)
         if (name == subsecond::format_traits[f].name) return static_cast<Format>(f);
-    throw std::invalid_argument("format '" + name + "' is not one of f32, bf16, int8, int4");
+    throw std::invalid_argument("format '" + name + "' is not one of f32, bf16, int8, int4, int8_split");
 }
 
 const LinearKernel& linear_of(const std::string& isa, const std::string& format) {
@@ -66,8 +66,9 @@ void product(const std::string& isa, const std::string& format, const Bytes& wei
     require(size_of(weight) >= tiles * subsecond::tile_bytes(format_of(format), k), "weight: fewer bytes than tiles");
     require(size_of(act) >= m * kernel.act_bytes(k), "act: fewer bytes than rows");
     const int64_t columns = tiles * subsecond::tile_channels;
+    const subsecond::Tiles first = subsecond::tiles_at(format_of(format), weight.data(), tiles, k, 0);
     require(out_stride >= columns && size_of(out) >= (m - 1) * out_stride + columns, "out: too small");
-    kernel.product(weight.data(), tiles, k, act.data(), m, out.data(), out_stride);
+    kernel.product(first, tiles, k, act.data(), m, out.data(), out_stride);
 }
 
 void lookup(const std::string& isa, const std::string& format, const Bytes& weight, int64_t index,
@@ -75,7 +76,23 @@ void lookup(const std::string& isa, const std::string& format, const Bytes& weig
     const int64_t k = size_of(out), tile = index / subsecond::tile_channels;
     require(index >= 0 && k > 0, "index: negative, or out is empty");
     require(size_of(weight) >= (tile + 1) * subsecond::tile_bytes(format_of(format), k), "index: past the matrix");
-    linear_of(isa, format).lookup(weight.data(), index, k, out.data());
+    const int64_t tiles = size_of(weight) / subsecond::tile_bytes(format_of(format), k);
+    linear_of(isa, format)
+        .lookup(subsecond::tiles_at(format_of(format), weight.data(), tiles, k, 0), index, k, out.data());
+}
+
+// `high` and `low`: [m, tiles].
+void screen(const std::string& isa, const Bytes& weight, int64_t tiles, int64_t k, const Bytes& act, int64_t m,
+            const FloatsOut& high, const FloatsOut& low) {
+    const Format format = Format::int8_split;
+    const LinearKernel& kernel = table_of(isa).linear[static_cast<int>(format)];
+    require(tiles > 0 && k > 0 && (m == 1 || m == 2), "tiles, k: must be positive; m: 1 or 2");
+    require(size_of(weight) == tiles * subsecond::tile_bytes(format, k), "weight: not the bytes of so many tiles");
+    require(size_of(act) == m * kernel.act_bytes(k), "act: not m prepared rows");
+    require(size_of(high) == m * tiles && size_of(low) == m * tiles, "high, low: wrong size");
+    kernel.screen(subsecond::tiles_at(format, weight.data(), tiles, k, 0),
+                  reinterpret_cast<const float*>(weight.data()), tiles, k, act.data(), m, high.data(), low.data(),
+                  tiles);
 }
 
 void bind_elementwise(nb::module_& m) {
@@ -140,5 +157,6 @@ void bind_kernels(nb::module_& parent) {
     m.def("act_prepare", &act_prepare);
     m.def("product", &product);
     m.def("lookup", &lookup);
+    m.def("screen", &screen);
     bind_elementwise(m);
 }

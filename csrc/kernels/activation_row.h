@@ -24,6 +24,9 @@ static_assert(sizeof(act_group) == 44, "rows are walked by this stride");
 // Below this absmax 1 / scale could overflow; such a group counts as zeros.
 constexpr float act_absmax_floor = 1e-35f;
 
+// The length of a prepared row is taken this much too long: rounding never makes it too short.
+constexpr double act_norm_margin = 1.0 + 0x1p-20;
+
 // A positive normal number's bits plus this, without the mantissa, is the least power of two from the number on.
 constexpr int32_t round_up_to_power = 0x7fffff;
 constexpr int32_t exponent_bits = 0x7f800000;

@@ -154,8 +154,8 @@ void act_prepare_f32(const float* x, int64_t k, void* row) {
 
 // One loop for every format: out[r][16 t + c] folds the groups of K in order.
 template <typename Block, typename Group, int64_t group_size, int64_t (*act_bytes)(int64_t)>
-void product(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
-    const Block* blocks = static_cast<const Block*>(weight);
+void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
+    const Block* blocks = static_cast<const Block*>(weight.first);
     const int64_t groups = ceil_div(k, group_size);
     for (int64_t t = 0; t < tiles; ++t)
         for (int64_t r = 0; r < m; ++r) {
@@ -170,9 +170,76 @@ void product(const void* weight, int64_t tiles, int64_t k, const void* act, int6
 }
 
 template <typename Block, int64_t group_size>
-void lookup(const void* weight, int64_t index, int64_t k, float* out) {
-    const Block* tile = static_cast<const Block*>(weight) + index / tile_channels * ceil_div(k, group_size);
+void lookup(Tiles weight, int64_t index, int64_t k, float* out) {
+    const Block* tile = static_cast<const Block*>(weight.first) + index / tile_channels * ceil_div(k, group_size);
     for (int64_t i = 0; i < k; ++i) out[i] = value_of(tile[i / group_size], index % tile_channels, i % group_size);
+}
+
+// int8_split: every block is brought into int8's form first, with the lower bits or (for the bounds) without.
+
+block_int8 whole_block(Tiles weight, int64_t index, bool with_lower) {
+    const block_split_upper& upper = static_cast<const block_split_upper*>(weight.first)[index];
+    const block_split_lower& lower = static_cast<const block_split_lower*>(weight.lower)[index];
+    block_int8 block;
+    std::memcpy(block.scale, upper.scale, sizeof block.scale);
+    for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 64; ++i) {
+            const uint8_t* six = upper.quant + 192 * half + i;
+            const int rest = with_lower ? lower.quant[64 * half + i] : 0;
+            const int fourth = (six[0] & 3) << 6 | (six[64] & 3) << 4 | (six[128] & 3) << 2;
+            for (int j = 0; j < 4; ++j) {
+                const int high = j < 3 ? six[64 * j] & 0xfc : fourth;
+                block.quant[64 * (4 * half + j) + i] = static_cast<uint8_t>(high | (rest >> 2 * j & 3));
+            }
+        }
+    return block;
+}
+
+void product_split(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
+    const int64_t groups = ceil_div(k, group_int), act_bytes = act_bytes_int(k);
+    for (int64_t t = 0; t < tiles; ++t)
+        for (int64_t r = 0; r < m; ++r) {
+            const act_group* row = reinterpret_cast<const act_group*>(static_cast<const char*>(act) + r * act_bytes);
+            float sum[tile_channels] = {};
+            for (int64_t g = 0; g < groups; ++g) {
+                const block_int8 block = whole_block(weight, t * groups + g, true);
+                for (int64_t c = 0; c < tile_channels; ++c) sum[c] = fold(block, c, row[g], sum[c]);
+            }
+            std::memcpy(out + r * out_stride + t * tile_channels, sum, sizeof sum);
+        }
+}
+
+void lookup_split(Tiles weight, int64_t index, int64_t k, float* out) {
+    const int64_t first = index / tile_channels * ceil_div(k, group_int);
+    for (int64_t i = 0; i < k; ++i)
+        out[i] = value_of(whole_block(weight, first + i / group_int, true), index % tile_channels, i % group_int);
+}
+
+void screen(Tiles weight, const float* radius, int64_t tiles, int64_t k, const void* act, int64_t m, float* high,
+            float* low, int64_t stride) {
+    const int64_t groups = ceil_div(k, group_int), act_bytes = act_bytes_int(k);
+    for (int64_t r = 0; r < m; ++r) {
+        const act_group* row = reinterpret_cast<const act_group*>(static_cast<const char*>(act) + r * act_bytes);
+        const float norm = act_norm_int(row, k);
+        for (int64_t t = 0; t < tiles; ++t) {
+            float highest = -INFINITY, lowest = -INFINITY;
+            bool known = norm <= screen_norm_limit;
+            for (int64_t c = 0; c < tile_channels; ++c) {
+                float sum = 0;
+                for (int64_t g = 0; g < groups; ++g) {
+                    const block_int8 block = whole_block(weight, t * groups + g, false);
+                    sum = fold(block, c, row[g], sum);
+                    sum = std::fma(float_of_half(block.scale[c]), 1.5f * row[g].scaled_sum, sum);
+                }
+                const float reach = std::fma(radius[t * tile_channels + c], norm, screen_floor);
+                known = known && std::isfinite(sum) && std::isfinite(reach);
+                highest = std::fmax(highest, sum + reach);
+                lowest = std::fmax(lowest, sum - reach);
+            }
+            high[r * stride + t] = known ? highest : float_of_bits(0x7fc00000u);
+            low[r * stride + t] = known ? lowest : float_of_bits(0x7fc00000u);
+        }
+    }
 }
 
 // Elementwise.
@@ -225,6 +292,17 @@ void act_prepare_int(const float* x, int64_t k, void* row) {
     }
 }
 
+float act_norm_int(const void* row, int64_t k) {
+    const act_group* groups = static_cast<const act_group*>(row);
+    double sum = 0;
+    for (int64_t g = 0; g * group_int < k; ++g) {
+        int32_t squares = 0;
+        for (int64_t i = 0; i < group_int; ++i) squares += groups[g].value[i] * groups[g].value[i];
+        sum += static_cast<double>(groups[g].scale) * groups[g].scale * squares;
+    }
+    return static_cast<float>(std::sqrt(sum) * act_norm_margin);
+}
+
 const LinearKernel linear_f32 = {act_bytes_f32, act_prepare_f32, product<block_f32, act_f32, 1, act_bytes_f32>,
                                  lookup<block_f32, 1>};
 const LinearKernel linear_bf16 = {act_bytes_bf16, act_prepare_bf16, product<block_bf16, act_bf16, 2, act_bytes_bf16>,
@@ -235,6 +313,7 @@ const LinearKernel linear_int8 = {act_bytes_int, act_prepare_int,
 const LinearKernel linear_int4 = {act_bytes_int, act_prepare_int,
                                   product<block_int4, act_group, group_int, act_bytes_int>,
                                   lookup<block_int4, group_int>};
+const LinearKernel linear_int8_split = {act_bytes_int, act_prepare_int, product_split, lookup_split, screen};
 
 void rms_norm(const float* x, const float* w, int64_t n, float eps, float* y) {
     const float inverse = 1.0f / std::sqrt(sum_of_squares(x, n, 0) / static_cast<float>(n) + eps);

@@ -16,21 +16,36 @@ namespace subsecond {
 
 // A matrix product with one weight format. Activations are first brought into the format's own grid, row by row
 // ("prepared": an opaque row of act_bytes(k) bytes, 64-byte aligned), by the row's own values alone:
-//   int4, int8: s8 per group of 32 along K with a scale a group (the least power of two from absmax / 127 on), plus
+//   int4, int8, int8_split: s8 per group of 32 along K with a scale a group (the least power of two from absmax / 127
+//   on), plus
 //               the group's sum
 //   bf16: round to nearest even;   f32: copied, padded with zeros.
-// Products: int4/int8: exact s32 dot within a group, then groups added in K order by FMA in f32;
+// Products: int4/int8/int8_split: exact s32 dot within a group, then groups added in K order by FMA in f32;
 //           bf16: pairs along K in order, f32 accumulation;  f32: FMA in K order.
 struct LinearKernel {
     int64_t (*act_bytes)(int64_t k);
     void (*act_prepare)(const float* x, int64_t k, void* row);
-    // out[r * out_stride + 16 * t + c] for r < m, t < tiles, c < 16. `weight` points at the first tile; rows of `act`
-    // are act_bytes(k) apart. out may hold padded channels: 16 * tiles columns are always written.
-    void (*product)(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out,
-                    int64_t out_stride);
-    // Row `index` of the packed matrix as f32 (embedding lookup): out[0..k).
-    void (*lookup)(const void* weight, int64_t index, int64_t k, float* out);
+    // out[r * out_stride + 16 * t + c] for r < m, t < tiles, c < 16. `weight` is where the first tile begins; rows of
+    // `act` are act_bytes(k) apart. out may hold padded channels: 16 * tiles columns are always written.
+    void (*product)(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride);
+    // Row `index` of the packed matrix, of which `weight` is tile 0, as f32 (embedding lookup): out[0..k).
+    void (*lookup)(Tiles weight, int64_t index, int64_t k, float* out);
+    // int8_split alone, else nullptr. Bounds of the products of 16-channel tiles from the upper six bits: every value
+    // that `product` would give for tile t and row r is at most high[r * stride + t], and one of them is at least
+    // low[r * stride + t]. Both are NaN where that cannot be said (a row or scale that is not finite, or is huge).
+    // radius: 16 a tile, see below; m <= 2.
+    void (*screen)(Tiles weight, const float* radius, int64_t tiles, int64_t k, const void* act, int64_t m, float* high,
+                   float* low, int64_t stride) = nullptr;
 };
+
+// The bound of int8_split. A value is q = u + 1.5 + d with u = q & ~3 and |d| <= 1.5. By Cauchy and Schwarz the part
+// that the lower bits add to a product lies within  |a| * sqrt(sum of (scale * d)^2)  of what u + 1.5 gives, where |a|
+// is the length of the prepared row. The stored radius also covers the rounding of `product`, of `screen` and of |a|
+// (formats/pack.py derives it). What it cannot cover: sums that vanish below the normal numbers (screen_floor is
+// added), and sums that overflow (rows longer than screen_norm_limit are not screened: with fp16 scales and K up to
+// 2^22 no partial sum then leaves the range of f32).
+constexpr float screen_norm_limit = 1e25f;
+constexpr float screen_floor = 1e-33f;
 
 // Attention over one stored block of 64 positions of one KV head, for `rows` query rows that share this KV head.
 // A row sees the slots [lo[r], hi[r]) of the block; lo == hi means it sees nothing (m = -inf, l = 0, acc = 0).

@@ -50,6 +50,14 @@ struct Shared {
     void want(int64_t bytes) { wanted = bytes > wanted ? bytes : wanted; }
 };
 
+// The greedy choice of a step from bounds of its logits: stages_screen.cc decides, the sampling stage reads.
+struct Screening {
+    bool done = false;           // only `tiles` of this step's logits were computed; the largest ones are among them
+    std::vector<int32_t> tiles;  // ascending; the first `count`
+    size_t count = 0;
+    size_t first_stage = 0;  // from here on, two stages compute all logits
+};
+
 struct Compiler {
     const KernelTable& kernels;
     KvFormat kv;
@@ -61,6 +69,8 @@ struct Compiler {
     std::vector<std::unique_ptr<RopeTable>>& ropes;
     Shared& panel;  // prepared activations of one linear, or partial results of one attention
     std::vector<std::unique_ptr<Stage>>& stages;
+    Screening& screening;
+    int64_t output_value;                // whose rows are the logits, if the last op makes it, else -1
     int64_t token_limit = INT32_MAX;     // rows of the smallest embedding table
     int64_t position_limit = INT32_MAX;  // rows of the smallest table of positions
 

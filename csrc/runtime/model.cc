@@ -55,7 +55,11 @@ class Model::Sampling final : public Stage {
         for (int64_t r = begin; r < end; ++r) {
             if (sampler(r) == nullptr) continue;
             const int64_t position = step.token_position[step.row[r]] + 1;  // of the token to come
-            model_.plan_->outcomes[model_.result(r)] = sampler(r)->sample(logits.row(r), logits.width, position);
+            Outcome& outcome = model_.plan_->outcomes[model_.result(r)];
+            const Screening& screening = model_.screening_;
+            outcome = screening.done ? sampler(r)->sample_tiles(logits.row(r), logits.width, screening.tiles.data(),
+                                                                screening.count)
+                                     : sampler(r)->sample(logits.row(r), logits.width, position);
         }
     }
 
@@ -65,6 +69,30 @@ class Model::Sampling final : public Stage {
     }
 
     Model& model_;
+};
+
+// The stages of the output matrix once more, for logits that the last step has left out.
+class Model::Completion final : public Job {
+  public:
+    explicit Completion(Model& model) : model_(model), next_(model.screening_.first_stage), end_(next_ + 2) {}
+
+    Extent advance() noexcept override {
+        while (next_ < end_) {
+            stage_ = model_.stages_[next_++].get();
+            ++model_.step_.stage;
+            const Extent extent = stage_->begin(model_.step_);
+            if (extent.units > 0) return extent;
+        }
+        return {};
+    }
+    void work(int64_t begin, int64_t end, int worker) noexcept override {
+        stage_->work(model_.step_, begin, end, model_.workers_[static_cast<size_t>(worker)]);
+    }
+
+  private:
+    Model& model_;
+    size_t next_, end_;
+    Stage* stage_ = nullptr;
 };
 
 Model::Model(const ModelOptions& options)
@@ -144,9 +172,13 @@ void Model::finish(int64_t output, const std::string& kv, int64_t pages) {
     for (CacheGroup& group : groups_) group.allocate(format, pages);
     allocate_values();
     stages_.push_back(rope_stage(ropes_));
-    Compiler compiler{kernels_, format,   pool_.threads(), max_tokens_, max_sequences_, max_rows_,
-                      values_,  tensors_, groups_,         ropes_,      panel_,         stages_};
-    for (const OpCall& op : ops_) compile(compiler, op);
+    Compiler compiler{kernels_, format,  pool_.threads(), max_tokens_, max_sequences_, max_rows_,  values_,
+                      tensors_, groups_, ropes_,          panel_,      stages_,        screening_, -1};
+    for (const OpCall& op : ops_) {
+        // What a later op does to the logits, a choice between them must see.
+        if (&op == &ops_.back()) compiler.output_value = output;
+        compile(compiler, op);
+    }
     if (!values_[static_cast<size_t>(output)].made) throw ModelFault("no op makes the output value");
     stages_.push_back(std::make_unique<Sampling>(*this));
     output_ = output;
@@ -244,6 +276,11 @@ void Model::lay_out_step() {
     step_.token_position = token_position_.data();
     step_.token_sequence = token_sequence_.data();
     step_.row = row_.data();
+    step_.greedy = true;
+    for (size_t r = 0; r < static_cast<size_t>(step_.rows); ++r) {
+        const Sampler* sampler = plan_->samplers[static_cast<size_t>(origin_[r])];
+        step_.greedy = step_.greedy && sampler != nullptr && sampler->takes_largest();
+    }
     for (size_t g = 0; g < groups_.size(); ++g)
         for (int64_t s = 0; s < step_.sequences; ++s)
             step_.tables[g * static_cast<size_t>(step_.sequences) + static_cast<size_t>(s)] =
@@ -337,6 +374,13 @@ void Model::logits(float* out, int64_t size) {
     copy_value(output_, out);
 }
 
+void Model::complete_logits() {
+    if (!screening_.done) return;
+    screening_.done = false;
+    Completion completion(*this);
+    pool_.run(completion);
+}
+
 int64_t Model::value_size(int64_t index) const {
     need_finished();
     if (index < 0 || index >= static_cast<int64_t>(values_.size()))
@@ -345,7 +389,8 @@ int64_t Model::value_size(int64_t index) const {
     return step_.count(value.rows) * value.width;
 }
 
-void Model::copy_value(int64_t index, float* out) const {
+void Model::copy_value(int64_t index, float* out) {
+    if (index == output_) complete_logits();
     const Value& value = values_[static_cast<size_t>(index)];
     for (int64_t row = 0; row < step_.count(value.rows); ++row)
         std::memcpy(out + row * value.width, value.row(row), static_cast<size_t>(value.width) * sizeof(float));

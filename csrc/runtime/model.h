@@ -37,7 +37,7 @@ class Model final : private Job {
 
     // Throw PlanFault; one call at a time.
     int64_t run(Plan& plan, const PlanSizes& sizes);
-    void logits(float* out, int64_t size);  // rows of the last step, [rows, vocab]
+    void logits(float* out, int64_t size);  // rows of the last step, [rows, vocab]; computes what it has left out
     void copy_page(int64_t group, int64_t from, int64_t to);
 
     PlanLimits limits() const;
@@ -45,8 +45,10 @@ class Model final : private Job {
     int64_t vocab() const;
     const KernelTable& kernels() const { return kernels_; }
     int64_t rows() const { return step_.rows; }
+    // Whether the last step's tokens were chosen from a part of its logits, which nobody has asked for since.
+    bool screened() const { return screening_.done; }
     int64_t value_size(int64_t index) const;  // f32 values that the last step made
-    void copy_value(int64_t index, float* out) const;
+    void copy_value(int64_t index, float* out);
 
   private:
     Extent advance() noexcept override;
@@ -60,6 +62,7 @@ class Model final : private Job {
     void begin_call();
     void lay_out_step();
     bool end_step() noexcept;          // true: one more step follows
+    void complete_logits();            // after a step that has chosen its tokens without all of them
     size_t result(int64_t row) const;  // where this step's result for a row belongs in the plan
 
     const KernelTable& kernels_;
@@ -78,11 +81,13 @@ class Model final : private Job {
     Shared panel_;
     std::vector<std::unique_ptr<RopeTable>> ropes_;
     std::vector<std::unique_ptr<Stage>> stages_;
+    Screening screening_;
     std::vector<Worker> workers_;
     Pool pool_;
 
     // The call in progress.
     class Sampling;
+    class Completion;
     Plan* plan_ = nullptr;
     Step step_;
     PlanSizes sizes_{};

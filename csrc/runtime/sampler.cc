@@ -194,6 +194,38 @@ int32_t Sampler::draw(const float* logits, int64_t vocab, float largest, uint64_
     return prefix.draw(random);
 }
 
+bool Sampler::takes_largest() const {
+    return options_.temperature == 0.0f && options_.logprobs < 0 && options_.logit_bias.empty() && !counting_ &&
+           allowed_.empty() && forced_ < 0 && accepted_ >= options_.min_tokens;
+}
+
+Outcome Sampler::sample_tiles(const float* logits, int64_t vocab, const int32_t* tiles, size_t count) const {
+    Outcome outcome;
+    float largest = -infinity;
+    int64_t first = -1;
+    for (size_t i = 0; i < count; ++i) {
+        const int64_t start = int64_t{tiles[i]} * tile_channels;
+        float value = 0.0f;
+        int64_t index = -1;
+        kernels_->argmax(logits + start, std::min(tile_channels, vocab - start), &value, &index);
+        if (index < 0) {  // a NaN
+            outcome.status = SampleStatus::non_finite;
+            return outcome;
+        }
+        if (value > largest) {
+            largest = value;
+            first = start + index;
+        }
+    }
+    if (first < 0 || !std::isfinite(largest)) {
+        outcome.status = SampleStatus::non_finite;
+        return outcome;
+    }
+    outcome.token = static_cast<int32_t>(first);
+    outcome.stop = is_stop(outcome.token);
+    return outcome;
+}
+
 Outcome Sampler::sample(float* logits, int64_t vocab, int64_t position, const uint32_t* allowed) const {
     Outcome outcome;
     int64_t words = ceil_div(vocab, 32);

@@ -75,6 +75,12 @@ class Sampler {
     // Ids outside [0, vocab) in the bias and stop lists are ignored here: the caller knows the vocabulary and checks.
     Outcome sample(float* logits, int64_t vocab, int64_t position, const uint32_t* allowed = nullptr) const;
 
+    // Whether sample() would take the index of the largest logit and look at nothing else.
+    bool takes_largest() const;
+    // sample() for that case, where the largest logits (ties included) are known to lie in these tiles of 16, which
+    // ascend; the others hold anything.
+    Outcome sample_tiles(const float* logits, int64_t vocab, const int32_t* tiles, size_t count) const;
+
     // Counts a token of the output.
     void accept(int32_t token);
 

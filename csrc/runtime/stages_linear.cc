@@ -8,69 +8,22 @@
 #include <cstring>
 #include <utility>
 
-#include "compile.h"
+#include "linear.h"
 
 namespace subsecond {
 namespace {
 
-constexpr int64_t direct_rows = 2;          // up to here preparing twice is cheaper than one more hand-over
 constexpr int64_t block_rows = 128;         // rows of a unit, less when a block of the panel exceeds:
 constexpr int64_t block_bytes = 384 << 10;  // well inside a second-level cache, beside weights and outputs
-constexpr int64_t unit_weight_bytes = 8 << 10;
-constexpr int64_t gate_bytes = 64 << 10;  // scratch for each of gate and up
-constexpr int64_t gate_tiles = 64;        // tiles of a gated product computed together, at most
-constexpr int64_t kept_units = 3;         // with few rows: a thread streams these in the time another takes to start
-
-enum class Norm : uint8_t { none, rms, layer };
-
-// One way of preparing activations; several formats may share it.
-struct Preparation {
-    void (*act_prepare)(const float* x, int64_t k, void* row);
-    int64_t row_bytes;
-    int64_t panel_offset;
-};
-
-struct Part {
-    const Tensor* weight;
-    const float* bias;
-    const LinearKernel* kernel;
-    size_t preparation;
-    int64_t first_tile;  // in the sequence of all parts' tiles
-    int64_t column;      // of the output
-};
-
-struct LinearSpec {
-    const KernelTable* kernels;
-    Value x, out, residual;  // residual.data == nullptr: none
-    int64_t k = 0, tiles = 0;
-    Norm norm = Norm::none;
-    float eps = 0;
-    const float* norm_weight = nullptr;
-    const float* norm_bias = nullptr;
-    bool gate = false;
-    Activation gate_kind = Activation::silu;
-    std::vector<Part> parts;
-    std::vector<Preparation> preparations;
-    const Shared* panel = nullptr;
-
-    const float* normalized(int64_t row, float* scratch) const {
-        const float* values = x.row(row);
-        if (norm == Norm::none) return values;
-        if (norm == Norm::rms)
-            kernels->rms_norm(values, norm_weight, k, eps, scratch);
-        else
-            kernels->layer_norm(values, norm_weight, norm_bias, k, eps, scratch);
-        return scratch;
-    }
-    int64_t normalized_bytes() const { return norm == Norm::none ? 0 : round_up(k * 4, 64); }
-};
+constexpr int64_t gate_bytes = 64 << 10;    // scratch for each of gate and up
+constexpr int64_t gate_tiles = 64;          // tiles of a gated product computed together, at most
 
 class Prepare final : public Stage {
   public:
     explicit Prepare(std::shared_ptr<const LinearSpec> spec) : spec_(std::move(spec)) {}
 
     Extent begin(const Step& step) noexcept override {
-        const int64_t rows = step.count(spec_->x.rows);
+        const int64_t rows = spec_->chosen() ? 0 : step.count(spec_->x.rows);
         return {rows <= direct_rows ? 0 : rows, std::max<int64_t>(1, 2048 / spec_->k)};
     }
 
@@ -108,7 +61,7 @@ class Product final : public Stage {
     }
 
     Extent begin(const Step& step) noexcept override {
-        rows_ = step.count(spec_->x.rows);
+        rows_ = spec_->chosen() ? 0 : step.count(spec_->x.rows);
         direct_ = rows_ <= direct_rows;
         // Blocks of about equal size, in whole groups of rows that kernels take together.
         const int64_t blocks = ceil_div(rows_, cache_rows_);
@@ -313,6 +266,11 @@ void compile_linear(Compiler& compiler, const OpCall& op) {
     for (const Preparation& p : spec->preparations) panel_bytes += p.row_bytes * compiler.capacity(spec->x.rows);
     compiler.panel.want(panel_bytes);
     spec->panel = &compiler.panel;
+    if (op.output == compiler.output_value && can_screen(*spec)) {
+        spec->screening = &compiler.screening;
+        add_screening(compiler, spec);
+        compiler.screening.first_stage = compiler.stages.size();
+    }
     compiler.add(std::make_unique<Prepare>(spec));
     compiler.add(std::make_unique<Product>(spec));
 }

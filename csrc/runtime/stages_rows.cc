@@ -100,7 +100,7 @@ void compile_embed(Compiler& compiler, const OpCall& op) {
     const KernelTable& kernels = compiler.kernels;
     add_rows(compiler, out, [=, &table, &kernels](const Step& step, int64_t row, Worker&) {
         const int32_t id = tokens ? step.token[row] : step.token_position[row];
-        kernels.linear[static_cast<int>(table.format)].lookup(table.data, id, table.k, out.row(row));
+        kernels.linear[static_cast<int>(table.format)].lookup(table.tile(0), id, table.k, out.row(row));
         if (scale != 1.0f) kernels.scale(out.row(row), scale, table.k, out.row(row));
     });
 }

@@ -14,6 +14,7 @@ struct Step {
     int64_t sequences = 0;  // S
     int64_t rows = 0;       // R
     bool decode = false;    // every sequence has one token
+    bool greedy = false;    // every row of logits is wanted for the index of its largest value alone
     int64_t stage = 0;      // never repeats: names the stage being computed, for what workers keep within one
 
     const int32_t* token = nullptr;           // [T]

@@ -21,7 +21,7 @@ void check_size(const std::string& name, const char* what, int64_t value, int64_
 Format format_by_name(const std::string& name) {
     for (int i = 0; i < format_count; ++i)
         if (name == format_traits[i].name) return static_cast<Format>(i);
-    throw ModelFault("unknown weight format '" + name + "' (f32, bf16, int8, int4)");
+    throw ModelFault("unknown weight format '" + name + "' (f32, bf16, int8, int4, int8_split)");
 }
 
 Tensor Weights::matrix(const std::string& name, Format format, int64_t n, int64_t k, int64_t offset,

@@ -20,7 +20,9 @@ struct Tensor {
     bool is_matrix() const { return k != 0; }
     const float* vector() const { return reinterpret_cast<const float*>(data); }
     int64_t tiles() const { return tile_count(n); }
-    const uint8_t* tile(int64_t index) const { return data + index * tile_bytes(format, k); }
+    Tiles tile(int64_t index) const { return tiles_at(format, data, tiles(), k, index); }
+    // int8_split alone: how far a value may be from what its upper bits give, see ops.h.
+    const float* radius() const { return reinterpret_cast<const float*>(data); }
 };
 
 class Weights {

@@ -14,6 +14,7 @@ DEFAULT_MODEL = "smollm2-135m"
 WEIGHTS = ("int4", "int8", "bf16", "f32")
 KV_FORMATS = ("bf16", "int8", "f32")
 MAX_SEQUENCES = 1024
+MAX_CONTEXT = 1 << 31
 ISAS = ("avx512", "avx512_vnni", "avx2", "neon", "generic")
 
 
@@ -26,7 +27,8 @@ class ModelOptions:
     threads: None is the number of processors that the process may use. isa: one of ISAS; None is
     the best that the processor has. max_tokens_per_step: longest piece of a prompt that is computed
     at once. max_sequences: texts that are computed together. context: most tokens of a prompt and
-    its answer; None is the model's own.
+    its answer; None is the model's own. prefix_cache: tokens of texts that have ended which memory
+    is kept for; None leaves it to whoever loads the model.
     """
 
     model: str = DEFAULT_MODEL
@@ -37,6 +39,7 @@ class ModelOptions:
     max_tokens_per_step: int = 512
     max_sequences: int = 16
     context: int | None = None
+    prefix_cache: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -51,20 +54,28 @@ class ModelOptions:
             _integer("threads", self.threads, 1, 1024)
         _integer("max_sequences", self.max_sequences, 1, MAX_SEQUENCES)
         _integer("max_tokens_per_step", self.max_tokens_per_step, self.max_sequences, 1 << 16)
-        context = self.context
-        if context is not None and (
-            isinstance(context, bool) or not isinstance(context, int) or context < 2
-        ):
-            raise InputError(
-                f"context must be an integer from 2 to the model's own maximum, not {context!r}"
-            )
+        if self.context is not None:
+            _integer("context", self.context, 2, MAX_CONTEXT, "the model's own maximum")
+        if self.prefix_cache is not None:
+            _integer("prefix_cache", self.prefix_cache, 0, MAX_CONTEXT)
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}")
 
 
-def _integer(name: str, value: object, low: int, high: int) -> None:
+def _integer(name: str, value: object, low: int, high: int, most: str = "") -> None:
+    """most: what `high` stands for, in words."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+        raise InputError(
+            f"{name} must be an integer from {low} to {most or high}, not {_shown(value)}"
+        )
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # an integer too long to be printed, or a caller's own class
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -82,6 +82,17 @@ def test_work_counts_every_matrix_once_in_its_format(program: Program) -> None:
     assert work.row_ops == {"int8": 2 * 64 * 32}
     assert work.attention_ops == 4 * 2 * 16
     assert work.weights == 64 * 32 + 64 * 32 + 32 * 32 + 32
+    assert work.greedy_bytes == work.weight_bytes
+
+
+def test_a_greedy_step_leaves_out_the_lower_part_of_the_output_matrix(program: Program) -> None:
+    whole, split = (
+        cost.work_of(program, {**FORMATS, "embed": kind}) for kind in ("int8", "int8_split")
+    )
+    assert split.weight_bytes == whole.weight_bytes + 4 * 64  # the radii
+    assert split.greedy_bytes == split.weight_bytes - 4 * 128
+    slow_memory = Limits(2, 1.0, 1e9, 5e8, 1e8)
+    assert cost.decode_floor_s(split, slow_memory, 10) == pytest.approx(split.greedy_bytes + 640)
 
 
 @pytest.mark.parametrize(("kv", "size"), [("bf16", 64), ("f32", 128), ("int8", 40)])

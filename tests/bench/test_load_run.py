@@ -287,6 +287,19 @@ def test_a_server_without_models_is_named(models: bytes, problem: str) -> None:
         load(Target.of(server.url), burst(SHAPE, 1))
 
 
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_the_warm_up_brings_no_prompt_of_the_load_into_a_cache(endpoint: Any) -> None:
+    shape = Shape(prompt_words=20, max_tokens=4, endpoint=endpoint, deadline_s=60.0)
+    chat = endpoint == "chat"
+    with StandIn() as server:
+        load(Target.of(server.url), burst(shape, 1), model="m", warmup=2)
+        bodies = [request.json for request in server.requests]
+    texts = [body["messages"][0]["content"] if chat else body["prompt"] for body in bodies]
+    assert texts[0] == texts[1] == " ".join(reversed(texts[2].split()))
+    assert texts[0].split()[:3] != texts[2].split()[:3]
+    assert [body["max_tokens"] for body in bodies] == [4, 4, 4]
+
+
 def test_a_server_that_fails_the_warm_up_gets_no_load() -> None:
     with StandIn(saying(response(b'{"error": {"message": "bad field"}}', "400 Bad"))) as server:
         with pytest.raises(RuntimeFailure, match=r"warm-up.*400: bad field"):

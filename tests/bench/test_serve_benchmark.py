@@ -57,6 +57,18 @@ def test_a_system_that_fails_is_left_out(
     assert serve.main(["--system", missing, *QUICK, "--rounds", "1"]) == 1
 
 
+def test_the_loads_of_all_rounds_share_no_prompt() -> None:
+    options = serve.parsed(["--system", "a=b {port}", "--rates", "4,2,8", "--seconds", "5"])
+    prompts = [
+        arrival.body["prompt"]
+        for number in (1, 2)
+        for _, schedule in serve.loads(options.system[0], options, number)
+        for arrival in schedule.arrivals
+    ]
+    assert len(prompts) > 100
+    assert len({tuple(prompt.split()[:8]) for prompt in prompts}) == len(prompts)
+
+
 def test_a_command_needs_its_port() -> None:
     with pytest.raises(SystemExit):
         serve.main(["--system", "subsecond=serve"])

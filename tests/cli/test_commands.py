@@ -290,6 +290,20 @@ def test_a_damaged_artifact_is_named(inline: Run, tiny_artifact: Path, tmp_path:
     assert_refused(inline("generate", "x", "-m", str(copy)), "weights.bin")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_folders_whose_names_are_not_utf8(
+    inline: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source, out = str(tmp_path / "a\udcff"), str(tmp_path / "b\udcff")
+    Path(source).symlink_to(tiny_checkpoint)
+    for words in (
+        ("convert", source, "-o", out, "--json"), ("generate", "x", "-m", out, "--max-tokens=1"),
+        ("verify", out), ("pull", source), ("list",), ("rm", source),
+    ):  # fmt: skip
+        done = inline(*words)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (words, done.stderr)
+
+
 @pytest.mark.usefixtures("machine")
 def test_convert_pull_and_inspect(inline: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "made"

@@ -11,7 +11,7 @@ from serving_model import LIMITS, Server, cost_model, mixed, request, usual
 
 from subsecond.engine.admission import ROUNDING, decide
 from subsecond.engine.capacity import capacity, trial
-from subsecond.engine.cost import CostModel
+from subsecond.engine.cost import Coefficients, CostModel
 from subsecond.engine.forecast import forecast
 from subsecond.engine.policy import Item, StepLimits
 
@@ -109,6 +109,19 @@ def test_places_and_positions_are_promised_too() -> None:
     assert decide(request(3), held, 0.0, cost_model(), small).reason == "full"
     large = decide(request(3, prompt_left=1000), [], 0.0, cost_model(), small)
     assert (large.reason, large.retry_after_s) == ("too_large", math.inf)
+
+
+def test_more_texts_than_a_step_holds_are_told_when_to_come_again() -> None:
+    few = StepLimits(tokens=16, sequences=16, rows=16)
+    cost = CostModel(Coefficients(((1, 0.004), (16, 0.008)), 0.0, 0.0, 0.0), max_tokens=16)
+    held = [
+        request(id_, prompt_left=prompt, choices=choices, deadline_s=20.0 + id_)
+        for id_, prompt, choices in ((1, 1, 8), (2, 1, 7), (3, 60, 1))
+    ]
+    new = request(4, prompt_left=1, choices=16, deadline_s=20.0)
+    decision = decide(new, held, 0.0, cost, few)
+    assert (decision.promised, decision.reason) == (False, "full")
+    assert 0 < decision.retry_after_s < 1.0
 
 
 def test_the_step_that_runs_now_counts() -> None:

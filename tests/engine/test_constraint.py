@@ -266,7 +266,7 @@ def test_which_schemas_close(schema: dict[str, Any], can: bool) -> None:
     assert closes(schema) is can
 
 
-@pytest.mark.parametrize("multiple", [1, 10, 0.01, 2.5, 1000, 1e30, 7])
+@pytest.mark.parametrize("multiple", [1, 10, 0.01, 2.5, 1000, 7])
 def test_multiples_are_followed(grammars: Grammars, multiple: float) -> None:
     constraint = Constraint.json_schema({"type": "number", "multipleOf": multiple})
     assert grammars.compile(constraint).start().mask()
@@ -277,6 +277,7 @@ def test_multiples_are_followed(grammars: Grammars, multiple: float) -> None:
     [
         {"multipleOf": 99_999},
         {"multipleOf": 0.099999},
+        {"multipleOf": 1e30},
         {"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]},
         {"properties": {f"k{index}": {"multipleOf": 5000} for index in range(3)}},
     ],

@@ -137,6 +137,26 @@ def test_who_comes_first_takes_the_place_of_others(reason: str) -> None:
     assert_nothing_held(engine)
 
 
+@pytest.mark.parametrize(("pages", "sequences"), [(8, 4), (24, 2)])
+def test_nobody_yields_where_that_helps_nobody(pages: int, sequences: int) -> None:
+    """The second doesn't fit beside the first, whatever the third gives."""
+    engine = Engine(
+        FakeRunner(pages_per_group=pages, max_sequences=sequences), context=512, steps_per_call=1
+    )
+    first = queued(engine, prompt_of(1, 300), 40, priority=2)
+    third = queued(engine, prompt_of(2, 60), 80)
+    while not first.sequences[0].generated:
+        step(engine)
+    second = queued(engine, prompt_of(3, 300), 10, n=2, priority=1)
+    while not first.finished:
+        step(engine)
+        assert placed(third) and (first.finished or not placed(second))
+    run(engine)
+    for request in (first, second, third):
+        assert_right(engine, request)
+    assert_nothing_held(engine)
+
+
 def test_work_with_a_deadline_never_yields_to_work_without() -> None:
     engine = Engine(FakeRunner(pages_per_group=4), context=256, steps_per_call=1)
     promised = queued(engine, [1], 200, deadline_s=1e12, priority=-3)
@@ -187,7 +207,12 @@ def test_random_arrivals_in_a_quarter_of_the_memory(
     data: st.DataObject, groups: str, pages: int, max_tokens: int
 ) -> None:
     runner = FakeRunner(groups=GROUPS[groups], pages_per_group=pages, max_tokens=max_tokens)
-    engine = Engine(runner, context=384, steps_per_call=data.draw(st.integers(1, 8)))
+    engine = Engine(
+        runner,
+        context=384,
+        steps_per_call=data.draw(st.integers(1, 8)),
+        most_idle=data.draw(st.sampled_from([None, 0, 3])),
+    )
     requests: list[Request] = []
     for _ in range(data.draw(st.integers(4, 30))):
         action = data.draw(
@@ -282,6 +307,51 @@ def test_every_line_of_a_crowded_engine_may_be_interrupted(groups: str) -> None:
         assert_nothing_held(engine)
         line += 1 + line // 40
     assert line > 1000
+
+
+def test_every_line_of_a_cancellation_may_be_interrupted() -> None:
+    """Of a request that waits, has begun, or was preempted: the others are answered."""
+    for steps in (0, 2, 120):
+        line, came = 1, True
+        while came:
+            engine = Engine(FakeRunner(pages_per_group=9), context=256, steps_per_call=1)
+            other = queued(engine, prompt_of(1, 60), 190)
+            request = queued(engine, prompt_of(2, 60), 130, n=3)
+            for _ in range(steps):
+                engine.step()
+            came = interrupted_at(line, lambda: engine.cancel(request))  # noqa: B023
+            if came:
+                engine.reset()
+            assert check(snapshot(engine)) == []
+            run_plainly(engine)
+            for each in (other, request):
+                assert each.finished
+                assert_begins_right(engine, each)
+            assert_nothing_held(engine)
+            line += 1 + steps // 20
+        assert line > 10
+
+
+@pytest.mark.parametrize("length", [128, 150])
+def test_every_line_may_be_interrupted_while_a_text_gets_known_pages(length: int) -> None:
+    known = prompt_of(1, length)
+    line, came = 1, True
+    while came:
+        engine = Engine(FakeRunner(max_tokens=192), context=256)
+        queued(engine, known, 1)
+        run_plainly(engine)
+        queued(engine, [*known, 1, 2], 2)
+        came = interrupted_at(line, engine.step)
+        if came:
+            engine.reset()
+        assert check(snapshot(engine)) == []
+        again = queued(engine, [*known, 3, 4], 2)
+        run(engine)
+        assert_right(engine, again)
+        assert again.cached_tokens == length
+        assert_nothing_held(engine)
+        line += 1
+    assert line > 50
 
 
 def run_plainly(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engine_at_rest import assert_nothing_held, idle
-from fake_runner import FakeRunner, reference
+from fake_runner import POISON, FakeRunner, reference
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
@@ -157,6 +157,35 @@ def test_the_least_recently_used_goes_first_and_leaves_before_parents() -> None:
     known = [engine.prefixes.find("", prompt, 128).length for prompt in (old, used, new)]
     assert known == [64, 128, 128]
     assert_nothing_held(engine)
+
+
+@pytest.mark.parametrize("most_idle", [0, 1, 4, 9])
+def test_ended_texts_stay_known_in_little_more_memory_than_running_ones_need(
+    most_idle: int,
+) -> None:
+    runner = FakeRunner(pages_per_group=200)
+    engine = Engine(runner, context=512, most_idle=most_idle)
+    for number in range(30):
+        ask(engine, prompt_of(number, 150))  # three pages
+    touched = sum(page[0] != POISON for page in runner.stores[0])
+    assert touched == engine.page_use().cached == 3 + most_idle
+    known = sum(
+        engine.prefixes.find("", prompt_of(number, 150), 128).length == 128 for number in range(30)
+    )
+    assert known == (3 + most_idle) // 3
+    assert_nothing_held(engine)
+
+
+def test_one_conversation_needs_no_memory_to_stay_known() -> None:
+    runner = FakeRunner(pages_per_group=200)
+    engine = Engine(runner, context=512, most_idle=0)
+    prompt = prompt_of(1, 150)
+    for turn in range(8):
+        request = ask(engine, prompt)
+        assert request.cached_tokens == (len(prompt) - 10 if turn else 0)
+        prompt = request.sequences[0].tokens + prompt_of(turn + 2, 9)
+    touched = sum(page[0] != POISON for page in runner.stores[0])
+    assert touched == -(-len(request.sequences[0].tokens) // 64) + 1  # a page while it is copied
 
 
 @all_groups

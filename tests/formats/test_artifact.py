@@ -62,7 +62,7 @@ def test_holds_the_model(made: Path) -> None:
     manifest = opened.manifest
     assert manifest.weights == "int4"
     formats = {t.name: t.format for t in manifest.tensors}
-    assert formats["model.embed_tokens.weight"] == "int8"
+    assert formats["model.embed_tokens.weight"] == "int8_split"
     assert formats["model.layers.0.mlp.up_proj.weight"] == "int4"
     assert formats["model.norm.weight"] == "f32"
     assert all(t.offset % 64 == 0 for t in manifest.tensors)

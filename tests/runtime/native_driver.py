@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from subsecond.formats.pack import from_bf16, pack_float, pack_grid, to_bf16
+from subsecond.formats.pack import from_bf16, pack_float, pack_grid, pack_split, to_bf16
 from subsecond.formats.quantize import quantize
 from subsecond.program.program import Program
 from subsecond.runtime import native
@@ -57,6 +57,9 @@ def pack(
         elif form in ("int4", "int8"):
             grid = quantize(x, form, spec.name)
             raw, x = pack_grid(grid), grid.values()
+        elif form == "int8_split":
+            grid = quantize(x, "int8", spec.name)
+            raw, x = pack_split(grid), grid.values()
         else:
             raw = pack_float(x, form)
             x = from_bf16(to_bf16(x)) if form == "bf16" else x

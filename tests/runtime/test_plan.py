@@ -4,6 +4,10 @@ them.
 
 from __future__ import annotations
 
+import gc
+import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from native_driver import MAX_PAGES, Driver, Packed, pack
 
-from subsecond.errors import ModelError, RequestError
+from subsecond.errors import ModelError, RequestError, RuntimeFailure
 from subsecond.program.builder import Builder
 from subsecond.program.ops import op_table
 from subsecond.program.program import Program
@@ -180,8 +184,9 @@ def test_damaged_tensors_are_refused(
 
 def test_files_that_cannot_be_mapped_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing", "/dev/null"):
-        with pytest.raises(ModelError):
-            native.Weights(str(path))
+        for kind in (native.Weights, native.MappedFile):
+            with pytest.raises(ModelError, match=re.escape(str(path))):
+                kind(str(path))
     empty = tmp_path / "empty"
     empty.touch()
     assert native.Weights(str(empty)).size == 0 == len(memoryview(native.Weights(str(empty))))
@@ -192,6 +197,34 @@ def test_a_mapped_file_is_a_buffer(packed: Packed) -> None:
     view = memoryview(weights)
     assert view.readonly and bytes(view) == packed.path.read_bytes()
     assert weights.size == packed.path.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_a_name_that_is_not_unicode_is_a_name(packed: Packed, tmp_path: Path) -> None:
+    path = tmp_path / "weights\udcff.bin"
+    path.write_bytes(packed.path.read_bytes())
+    assert bytes(memoryview(native.MappedFile(str(path)).weights)) == packed.path.read_bytes()
+    os.truncate(path, 0)
+    assert native.MappedFile(str(path)).weights.size == 0
+
+
+def test_a_mapped_file_that_becomes_shorter_is_named(packed: Packed, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(packed.path.read_bytes())
+    mapped = native.MappedFile(str(path))
+    size = mapped.weights.size
+    with path.open("ab") as file:
+        file.write(b"longer")
+    mapped.check_whole()
+    os.truncate(path, size - 1)
+    message = rf"weights\.bin: was cut to {size - 1} bytes, of {size}, while"
+    with pytest.raises(RuntimeFailure, match=message):
+        mapped.check_whole()
+    descriptor = mapped._descriptor
+    gc.collect()  # what else is waiting to be closed
+    del mapped
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(descriptor)
 
 
 BAD_OPS = {

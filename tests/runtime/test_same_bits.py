@@ -70,7 +70,7 @@ class Subject:
 
 
 def _formats(program: Program, form: str) -> dict[str, str]:
-    mixed = {"embedding": "int8", "layer.1.v": "bf16"} if form == "int4" else {}
+    mixed = {"embedding": "int8_split", "layer.1.v": "bf16"} if form == "int4" else {}
     return {
         spec.name: mixed.get(spec.name, form) for spec in program.tensors if spec.kind == "matrix"
     }

@@ -22,12 +22,20 @@ def prompts_of(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[i
     return [[(31 * i * i + 7 * n) % vocab_size for i in range(1, n + 1)] for n in lengths]
 
 
-def answers(llm: LLM, prompts: list[list[int]]) -> list[str]:
+def answers(llm: LLM, prompts: list[list[int]], n: int = 1) -> list[str]:
     """Tokens and log probabilities, bit by bit (repr of a float tells its bits)."""
     params = SamplingParams(
-        temperature=0.9, top_p=0.95, seed=11, max_tokens=12, logprobs=4, ignore_eos=True
+        temperature=0.9,
+        top_p=0.95,
+        repetition_penalty=1.2,
+        frequency_penalty=0.5,
+        seed=11,
+        max_tokens=12,
+        logprobs=4,
+        n=n,
+        ignore_eos=True,
     )
-    return [repr((c.token_ids, c.logprobs)) for c in llm.generate(prompts, params)]
+    return [repr(completion.outputs) for completion in llm.generate(prompts, params)]
 
 
 def differences(
@@ -149,7 +157,7 @@ def cache_differences(path: Path, **options: Any) -> list[str]:
         alone = []
         for prompt in prompts:
             engine.prefixes.clear()
-            alone.append(answers(llm, [prompt])[0])
+            alone.append(answers(llm, [prompt], n=2)[0])
     for chunk in (8, 37, 512):
         with LLM(path, threads=2, max_sequences=8, max_tokens_per_step=chunk, **options) as llm:
             engine = llm._parts.engine
@@ -159,7 +167,7 @@ def cache_differences(path: Path, **options: Any) -> list[str]:
                     for pool in engine.pages.pools:
                         pool.free = pool.free[-6:]
                 preempted = counted_preemptions(llm)
-                if answers(llm, prompts) != alone:
+                if answers(llm, prompts, n=2) != alone:
                     found.append(f"{way}, {chunk} tokens a step")
                 if way == "preempted" and not preempted and chunk == 512:
                     found.append("nothing was preempted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_a_mistake_is_named_before_anything_is_computed(
 def test_a_model_without_a_name_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match=r"model must be a name or a path, not .*smollm2-135m"):
         LLM(model)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "64", 2**40])
+def test_a_prefix_cache_is_a_number_of_tokens(tiny_artifact: Path, value: Any) -> None:
+    with pytest.raises(InputError, match="prefix_cache must be an integer from 0 to"):
+        LLM(tiny_artifact, prefix_cache=value)
+
+
+@pytest.mark.parametrize(("given", "pages"), [(None, 2), (0, 0), (1, 1), (65, 2), (4096, 64)])
+def test_ended_texts_stay_known_in_one_context_of_memory_or_what_is_given(
+    tiny_artifact: Path, given: int | None, pages: int
+) -> None:
+    with LLM(tiny_artifact, threads=1, context=128, prefix_cache=given) as model:
+        assert model._parts.engine.pages.most_idle == pages
+        turn = [{"role": "user", "content": "hi"}]
+        first = model.chat(turn, FEW)
+        again = model.chat(turn, FEW)
+        assert again.text == first.text
+        assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
 
 
 def test_arrays_are_prompts(llm: LLM) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import tiny
 import xxhash
@@ -73,7 +74,8 @@ def places(folder: Path) -> list[tuple[str, int, bytes]]:
     tensors = artifact.open_artifact(folder).manifest.tensors
     vector = next(t for t in tensors if t.kind == "vector")
     matrix = [t for t in tensors if t.kind == "matrix"][-1]
-    last = matrix.offset + matrix.size - FORMATS[matrix.format].block_bytes
+    block = 416 if matrix.format == "int8_split" else FORMATS[matrix.format].block_bytes
+    last = matrix.offset + matrix.size - block
     found = [(vector.name, vector.offset + 4, b"\x00\x00\xc0\x7f")]
     if matrix.format == "f32":
         found.append((matrix.name, last + 60, b"\x00\x00\x80\xff"))
@@ -82,6 +84,8 @@ def places(folder: Path) -> list[tuple[str, int, bytes]]:
     else:
         found.append((matrix.name, last + 2 * 15, NAN))
         found.append((matrix.name, last, INFINITY))
+    if matrix.format == "int8_split":  # a radius
+        found.append((matrix.name, matrix.offset, b"\x00\x00\xc0\x7f"))
     if matrix.format == "int4":
         found.append((matrix.name, last + 32 + 2 * 15, NAN))
     return found
@@ -100,12 +104,31 @@ def test_a_number_that_is_none_is_found_behind_true_hashes(certified: Path, copy
         assert refuted.found == f"NaN or infinite in {name}"
 
 
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
+def test_a_bound_that_does_not_hold_is_found_behind_true_hashes(
+    certified: Path, copy: Path
+) -> None:
+    weights = (certified / artifact.WEIGHTS).read_bytes()
+    tensors = artifact.open_artifact(certified).manifest.tensors
+    (matrix,) = [tensor for tensor in tensors if tensor.format == "int8_split"]
+    rewrite(copy, weights, same)
+    assert [claim.outcome for claim in outcomes(copy, "bounds")] == ["holds"]
+    last = matrix.offset + 4 * (matrix.n - 1)  # the radius of the last row
+    less = np.frombuffer(weights[last : last + 4], "<f4") * np.float32(0.999)
+    rewrite(copy, weights[:last] + less.tobytes() + weights[last + 4 :], same)
+    (claim,) = outcomes(copy, "bounds")
+    assert claim.outcome == "refuted"
+    assert matrix.name in claim.what
+
+
 @pytest.mark.parametrize("certified", ["int4", "int8"], indirect=True)
 def test_integers_of_all_ones_are_numbers(certified: Path, copy: Path) -> None:
     tensors = artifact.open_artifact(certified).manifest.tensors
     matrix = next(t for t in tensors if t.kind == "matrix")
     weights = bytearray((certified / artifact.WEIGHTS).read_bytes())
     start = matrix.offset + (64 if matrix.format == "int4" else 32)
+    if matrix.format == "int8_split":  # its last block ends the matrix
+        start = matrix.offset + matrix.size - 384
     weights[start : start + 256] = b"\xff" * 256
     rewrite(copy, bytes(weights), same)
     assert [claim.outcome for claim in outcomes(copy, "finite")] == ["holds"]
@@ -169,3 +192,19 @@ def test_a_certificate_of_version_1_is_read(copy: Path) -> None:
     for canary in record["canaries"]:
         del canary["logits_xxh3"], canary["best"], canary["build"]
     assert certificate.decode(json.dumps(record).encode()).canaries[0].logits_xxh3 == ""
+
+
+@pytest.mark.parametrize("certified", ["int4"], indirect=True)
+def test_the_certificate_is_of_this_text_json(copy: Path) -> None:
+    def texts() -> list[str]:
+        claims = outcomes(copy, "certificate")
+        return [claim.outcome for claim in claims if artifact.TEXT in claim.what]
+
+    assert texts() == ["holds"]
+    text = (copy / artifact.TEXT).read_bytes() + b" "
+    (copy / artifact.TEXT).write_bytes(text)
+    manifest = json.loads((copy / artifact.MANIFEST).read_text())
+    entry = manifest["files"][artifact.TEXT]
+    entry["size"], entry["sha256"] = len(text), hashlib.sha256(text).hexdigest()
+    (copy / artifact.MANIFEST).write_text(json.dumps(manifest))
+    assert texts() == ["refuted"]

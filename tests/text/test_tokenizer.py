@@ -6,13 +6,15 @@ import json
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf_metadata import byte_level_metadata, sentencepiece_metadata
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from subsecond.errors import ModelError, TextError, UnsupportedError
 from subsecond.text import gguf_tokenizer
+from subsecond.text.regex_bounds import FASTER
 from subsecond.text.tokenizer import MAX_TEXT_BYTES, Tokenizer
 
 TEXTS = [
@@ -126,6 +128,19 @@ def test_unknown_ids_have_no_text(byte_level: Tokenizer) -> None:
     for token_id in (byte_level.vocab_size + 5, 10**6, -1, 1 << 40):
         with pytest.raises(TextError, match=rf"token id {token_id} .*vocabulary of [\d,]+ entries"):
             byte_level.decode([0, token_id])
+        assert byte_level.token(token_id) is None
+        assert byte_level.token_bytes(token_id) == b""
+    with pytest.raises(TextError, match="token id of more than 64 bits"):
+        byte_level.decode([10**5000])
+
+
+def test_ids_may_be_integers_of_any_library(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("the sky")
+    assert byte_level.decode(np.array(ids)) == "the sky"  # type: ignore[arg-type]
+    assert byte_level.decode([np.int32(i) for i in ids]) == "the sky"  # type: ignore[misc]
+    for wrong in (None, 5, [1.0], ["a"], "ab", [[1]]):
+        with pytest.raises(TextError, match="token_ids must be a list or array of integers"):
+            byte_level.decode(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b'{"model": 1}', b"[" * 5000])
@@ -232,9 +247,47 @@ def test_an_expression_that_explodes_is_refused_before_the_library_prints_its_pa
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_marks_of_words_are_refused_before_the_library_prints_its_panic(
+    key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(_document())
+    for harmless in (None, ""):
+        document["model"][key] = harmless
+        assert Tokenizer(json.dumps(document)).encode("the")
+    for mark in ("####", ["x"], 5):
+        document["model"][key] = mark
+        with pytest.raises(UnsupportedError, match=rf"tokenizer\.json: model\.{key} is "):
+            Tokenizer(json.dumps(document))
+    assert capfd.readouterr().err == ""
+
+
 def _split(pattern: str) -> dict[str, Any]:
     regex = {"Regex": pattern}
     return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
+
+
+@given(st.text(alphabet=" \n\r\t\u00a0\u3000\u2028ax1中", max_size=60))
+@example("\n\n  \n   x \n\r\n  1  ")
+def test_the_faster_expression_has_the_same_matches(text: str) -> None:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    for slow, fast in FASTER.items():
+        for behavior in ("isolated", "removed", "merged_with_previous"):
+            pieces = [Split(Regex(own), behavior).pre_tokenize_str(text) for own in (slow, fast)]
+            assert pieces[0] == pieces[1]
+
+
+def test_a_run_of_white_space_inside_a_line_takes_linear_time() -> None:
+    """A quadratic one would take half an hour."""
+    pre = json.loads(_document())["pre_tokenizer"]
+    steps = {"type": "Sequence", "pretokenizers": [_split(r"\s+$"), pre]}
+    strip = {"type": "Replace", "pattern": {"Regex": r"\s+$"}, "content": "!"}
+    tokenizer = Tokenizer(_document(pre_tokenizer=steps, normalizer=strip))
+    text = " " * (MAX_TEXT_BYTES - 1) + "1"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode("a  \nb  ")) == "a!\nb!"
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "a)", "*", "\\", "[]", "(?"])

@@ -48,7 +48,9 @@ class Generation(NamedTuple):
 
 
 class Adapter(Protocol):
-    """A system under test. Greedy, end of text ignored, no speculation, no prefix cache."""
+    """A system under test. Greedy, end of text ignored, no speculation. No prompt comes twice, so a
+    prefix cache finds nothing.
+    """
 
     def version(self) -> str: ...
 

@@ -24,7 +24,13 @@ class Adapter:
 
         options = take_options(job, kv=None, isa=None)
         self.params: Any = SamplingParams
-        self.llm: Any = LLM(job.model, threads=job.threads, max_sequences=job.sequences, **options)
+        self.llm: Any = LLM(
+            job.model,
+            threads=job.threads,
+            max_sequences=job.sequences,
+            prefix_cache=0,  # no more memory than the running texts need
+            **options,
+        )
 
     def greedy(self, count: int) -> Any:
         return self.params(temperature=0.0, max_tokens=count, ignore_eos=True)

@@ -28,6 +28,7 @@ namespace {
 
 constexpr int lanes = 16;
 
+SUBSECOND_INLINE void fetch_to_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 SUBSECOND_INLINE void fetch_to_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #if defined(__AVX512VNNI__)

@@ -109,8 +109,8 @@ void act_prepare(const float* x, int64_t k, void* row) {
     for (int64_t i = k; i < Bf16::act_bytes(k) / 2; ++i) out[i] = 0;
 }
 
-void lookup(const void* weight, int64_t index, int64_t k, float* out) {
-    const block_bf16* tile = static_cast<const block_bf16*>(weight) + index / tile_channels * ceil_div(k, 2);
+void lookup(Tiles weight, int64_t index, int64_t k, float* out) {
+    const block_bf16* tile = static_cast<const block_bf16*>(weight.first) + index / tile_channels * ceil_div(k, 2);
     for (int64_t i = 0; i < k; ++i) {
         const uint32_t u = static_cast<uint32_t>(tile[i / 2].value[2 * (index % tile_channels) + i % 2]) << 16;
         __builtin_memcpy(out + i, &u, sizeof u);

@@ -31,8 +31,8 @@ void act_prepare(const float* x, int64_t k, void* row) {
     if (i < k) store(out + i, load_first(x + i, k - i));
 }
 
-void lookup(const void* weight, int64_t index, int64_t k, float* out) {
-    const block_f32* tile = static_cast<const block_f32*>(weight) + index / tile_channels * k;
+void lookup(Tiles weight, int64_t index, int64_t k, float* out) {
+    const block_f32* tile = static_cast<const block_f32*>(weight.first) + index / tile_channels * k;
     for (int64_t i = 0; i < k; ++i) out[i] = tile[i].value[index % tile_channels];
 }
 

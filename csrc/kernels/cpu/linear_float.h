@@ -65,9 +65,9 @@ BlockFunction<Kernel> block_of(int64_t rows) {
 // prefetchers follow best. More rows: tiles go in groups of max_tiles, and the first pass over the rows brings the next
 // group into L2.
 template <typename Kernel>
-void product(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
+void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
     constexpr int64_t few_rows = 3;
-    const typename Kernel::Block* w = static_cast<const typename Kernel::Block*>(weight);
+    const typename Kernel::Block* w = static_cast<const typename Kernel::Block*>(weight.first);
     const typename Kernel::Act* a = static_cast<const typename Kernel::Act*>(act);
     const int64_t groups = ceil_div(k, Kernel::group);
     const int64_t act_stride = Kernel::act_bytes(k) / static_cast<int64_t>(sizeof(typename Kernel::Act));

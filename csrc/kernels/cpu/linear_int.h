@@ -1,9 +1,11 @@
 // What the two integer formats share: register blocking and the order in which weights are read.
 //
 // Owns: the walk over tiles, rows and groups. A format gives (struct Kernel):
-//   Block; max_tiles, max_rows (outputs held in registers: rows x tiles x 16), most_rows (of a last block);
-//   dots<rows, tiles>(weight, groups, act, act_stride, dot): exact s32 dots of one group, tile t at weight[t * groups];
-//   fold(weight, act, dot, sum): the one order of float operations of an output and a group.
+//   Cursor, what points at a block (a pointer, or what acts like one), start(tiles), address(cursor), block_bytes (that
+//   are fetched ahead of from there), near_bytes (so many at most are fetched into L1, more into L2); max_tiles,
+//   max_rows (outputs held in registers: rows x tiles x 16), most_rows (of a last block); dots<rows, tiles>(weight,
+//   groups, act, act_stride, dot): exact s32 dots of one group, tile t at weight[t * groups]; fold(weight, act, dot,
+//   sum): the one order of float operations of an output and a group.
 #pragma once
 #include "isa.h"
 
@@ -43,18 +45,31 @@ SUBSECOND_INLINE void add_in_place(__m256i& sum, __m256i x) {
 }
 #endif
 
+// What a block asks memory for while it works: so many cache lines a group.
+struct Ahead {
+    const char* from;
+    int64_t lines;
+    bool near;  // into L1, else into L2
+
+    void fetch() {
+        for (int64_t i = 0; i < lines; ++i, from += 64) near ? fetch_to_l1(from) : fetch_to_l2(from);
+    }
+    // Where the next block goes on.
+    void pass(int64_t groups) { from += lines * groups * 64; }
+};
+
+// Rows x tiles outputs over all of K.
 // (Loops over the sums are unrolled by pragma: left to itself GCC keeps the array in memory at both ends of the loop.)
-// Rows x tiles outputs over all of K. Asks for `ahead_lines` cache lines a group from `ahead` on.
 template <typename Kernel, int rows, int tiles>
-void block(const typename Kernel::Block* weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
-           int64_t out_stride, const char* ahead, int64_t ahead_lines) {
+void block(typename Kernel::Cursor weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
+           int64_t out_stride, Ahead ahead) {
     f32x16 sum[rows][tiles];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
         for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
     for (int64_t g = 0; g < groups; ++g, ++weight, ++act) {
-        for (int64_t i = 0; i < ahead_lines; ++i, ahead += 64) fetch_to_l2(ahead);
+        ahead.fetch();
         i32x16 dot[rows][tiles];
         Kernel::template dots<rows, tiles>(weight, groups, act, act_stride, dot);
         Kernel::template fold<rows, tiles>(weight, groups, act, act_stride, dot, sum);
@@ -66,8 +81,7 @@ void block(const typename Kernel::Block* weight, int64_t groups, const act_group
 }
 
 template <typename Kernel>
-using BlockFunction = void (*)(const typename Kernel::Block*, int64_t, const act_group*, int64_t, float*, int64_t,
-                               const char*, int64_t);
+using BlockFunction = void (*)(typename Kernel::Cursor, int64_t, const act_group*, int64_t, float*, int64_t, Ahead);
 
 // A last block may have up to most_rows, so that no lone row or two follow.
 template <typename Kernel, int tiles>
@@ -90,31 +104,37 @@ BlockFunction<Kernel> block_of(int64_t rows) {
     }
 }
 
+// While tiles are worked on, the next ones are brought into L2 (or, if they leave room there, into L1), a share of them
+// in each pass over the rows.
+template <typename Kernel>
+Ahead ahead_of(typename Kernel::Cursor next, int64_t blocks, int64_t groups, int64_t passes) {
+    constexpr int64_t many_passes = 32;  // enough for the hardware's own prefetchers
+    const int64_t lines = passes <= many_passes ? ceil_div(ceil_div(blocks * Kernel::block_bytes, 64), passes) : 0;
+    return {Kernel::address(next), lines, blocks * groups * Kernel::block_bytes <= Kernel::near_bytes};
+}
+
 // Few rows: memory sets the pace, and one tile after the other is the one sequential stream that the hardware's
 // prefetchers follow best (measured: faster than a bare read loop). More rows: arithmetic sets the pace; tiles go in
-// groups of max_tiles that share each broadcast, and while one group is worked on, the next is brought into L2,
-// a share of it in each pass over the rows.
+// groups of max_tiles that share each broadcast.
 template <typename Kernel>
-void product(const void* weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
-    using Block = typename Kernel::Block;
-    constexpr int64_t few_rows = 3, many_passes = 32;
-    const Block* w = static_cast<const Block*>(weight);
+void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m, float* out, int64_t out_stride) {
+    constexpr int64_t few_rows = 3;
+    const typename Kernel::Cursor w = Kernel::start(weight);
     const act_group* a = static_cast<const act_group*>(act);
     const int64_t groups = ceil_div(k, group_int), act_stride = act_bytes_int(k);
     const int64_t passes = ceil_div(m, Kernel::max_rows);
     for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
         const bool wide = m > few_rows && t + Kernel::max_tiles <= tiles;
         taken = wide ? Kernel::max_tiles : 1;
-        const int64_t group_lines = ceil_div(taken * static_cast<int64_t>(sizeof(Block)), 64);
-        const int64_t ahead_lines = m > few_rows && passes <= many_passes ? ceil_div(group_lines, passes) : 0;
-        const char* ahead = reinterpret_cast<const char*>(w + (t + taken) * groups);
+        Ahead ahead = ahead_of<Kernel>(w + (t + taken) * groups, taken, groups, passes);
+        if (m <= few_rows) ahead.lines = 0;
         for (int64_t r = 0, rows = 0; r < m; r += rows) {
             rows = m - r <= Kernel::most_rows ? m - r : Kernel::max_rows;
             const BlockFunction<Kernel> run =
                 wide ? block_of<Kernel, Kernel::max_tiles>(rows) : block_of<Kernel, 1>(rows);
             run(w + t * groups, groups, act_at(a, r * act_stride), act_stride, out + r * out_stride + t * lanes,
-                out_stride, ahead, ahead_lines);
-            ahead += ahead_lines * groups * 64;
+                out_stride, ahead);
+            ahead.pass(groups);
         }
     }
 }

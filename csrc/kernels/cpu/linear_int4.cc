@@ -9,6 +9,11 @@ namespace {
 
 struct Int4 {
     using Block = block_int4;
+    using Cursor = const Block*;
+    static constexpr int64_t block_bytes = sizeof(Block), near_bytes = 12 << 10;
+
+    static Cursor start(Tiles weight) { return static_cast<Cursor>(weight.first); }
+    static const char* address(Cursor at) { return reinterpret_cast<const char*>(at); }
 
 #if defined(__AVX512VNNI__)
 
@@ -122,8 +127,8 @@ struct Int4 {
     }
 };
 
-void lookup(const void* weight, int64_t index, int64_t k, float* out) {
-    const block_int4* tile = static_cast<const block_int4*>(weight) + index / tile_channels * ceil_div(k, group_int);
+void lookup(Tiles weight, int64_t index, int64_t k, float* out) {
+    const block_int4* tile = Int4::start(weight) + index / tile_channels * ceil_div(k, group_int);
     const int64_t c = index % tile_channels;
     for (int64_t i = 0; i < k; ++i) {
         const block_int4& b = tile[i / group_int];

@@ -16,7 +16,9 @@ namespace subsecond::SUBSECOND_ISA {
 // The prepared row of activation_row.h, shared by int8 and int4.
 int64_t act_bytes_int(int64_t k);
 void act_prepare_int(const float* x, int64_t k, void* row);
-extern const LinearKernel linear_f32, linear_bf16, linear_int8, linear_int4;
+// The Euclidean length of such a row, rounded up; NaN when a group is not finite.
+float act_norm_int(const void* row, int64_t k);
+extern const LinearKernel linear_f32, linear_bf16, linear_int8, linear_int4, linear_int8_split;
 extern const KvKernel kv_f32, kv_bf16, kv_int8;
 void attend_merge(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int64_t rows,
                   int64_t head_dim);

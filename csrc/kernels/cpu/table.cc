@@ -16,7 +16,7 @@ namespace subsecond::SUBSECOND_ISA {
 extern const KernelTable table;
 const KernelTable table = {
     .name = SUBSECOND_STRING(SUBSECOND_TABLE_NAME),
-    .linear = {linear_f32, linear_bf16, linear_int8, linear_int4},
+    .linear = {linear_f32, linear_bf16, linear_int8, linear_int4, linear_int8_split},
     .kv = {kv_f32, kv_bf16, kv_int8},
     .attend_merge = attend_merge,
     .rms_norm = rms_norm,

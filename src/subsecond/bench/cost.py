@@ -14,8 +14,9 @@ import msgspec
 
 from subsecond.bench.limits import Limits
 from subsecond.errors import InputError
-from subsecond.formats.artifact import PROGRAM, Artifact
+from subsecond.formats.artifact import Artifact
 from subsecond.formats.layout import FORMATS
+from subsecond.formats.stored_program import read_program
 from subsecond.program.ops import linear_count
 from subsecond.program.program import Op, Program
 
@@ -28,10 +29,12 @@ class Work(msgspec.Struct, frozen=True):
 
     `token_ops` and `row_ops` are operations of the matrices that see every token and of those that
     see only the rows whose logits are wanted; `attention_ops` is for one token and one position
-    that it looks at, summed over layers.
+    that it looks at, summed over layers. `greedy_bytes` of `weight_bytes` are what a greedy decode
+    step of one sequence reads.
     """
 
     weight_bytes: int
+    greedy_bytes: int
     kv_bytes_a_position: int
     token_ops: Mapping[str, int]  # by weight format
     row_ops: Mapping[str, int]
@@ -42,25 +45,30 @@ class Work(msgspec.Struct, frozen=True):
 def work_of(program: Program, formats: Mapping[str, str], kv: str = "bf16") -> Work:
     """Counts a program.
 
-    `formats` maps each matrix's logical name to its weight format (f32, bf16, int8, int4); `kv` is
-    the cache's format. Sliding windows are counted as full ones: exact up to the window's length.
+    `formats` maps each matrix's logical name to its stored format (f32, bf16, int8, int4,
+    int8_split); `kv` is the cache's format. Sliding windows are counted as full ones: exact up to
+    the window's length.
     Raises InputError for a matrix without format.
     """
     token_ops: dict[str, int] = {}
     row_ops: dict[str, int] = {}
     read: dict[str, int] = {}
+    seldom: dict[str, int] = {}
     attention_ops = 0
     for op in program.ops:
         if op.kind == "linear":
             counted = row_ops if program.values[op.output].rows == "R" else token_ops
             for name in op.weights[: linear_count(op.weights)]:
                 _count_matrix(program, name, formats, counted, read)
+                spec, format = program.tensor(name), FORMATS[formats[name]]
+                seldom[name] = read[name] - format.greedy_bytes(spec.n, spec.k)
         elif op.kind == "attention":
             attention_ops += 4 * int(op.attributes["heads"]) * int(op.attributes["head_dim"])
         for name in _vectors(program, op):
             read[name] = 4 * program.tensor(name).n
     return Work(
         weight_bytes=sum(read.values()),
+        greedy_bytes=sum(read.values()) - sum(seldom.values()),
         kv_bytes_a_position=_kv_bytes(program, kv),
         token_ops=token_ops,
         row_ops=row_ops,
@@ -71,7 +79,7 @@ def work_of(program: Program, formats: Mapping[str, str], kv: str = "bf16") -> W
 
 def work_of_artifact(artifact: Artifact, kv: str = "bf16") -> Work:
     """Counts an opened artifact's program with the formats that its tensors are stored in."""
-    program = Program.from_json(artifact.read(PROGRAM))
+    program = read_program(artifact)
     return work_of(program, {t.name: t.format for t in artifact.manifest.tensors}, kv)
 
 
@@ -107,8 +115,8 @@ def _kv_bytes(program: Program, kv: str) -> int:
 
 
 def decode_floor_s(work: Work, limits: Limits, context: float) -> float:
-    """Least time of one decode step of one sequence that looks at `context` positions."""
-    read = work.weight_bytes + work.kv_bytes_a_position * context
+    """Least time of one greedy decode step of one sequence that looks at `context` positions."""
+    read = work.greedy_bytes + work.kv_bytes_a_position * context
     return max(read / limits.read_bytes_per_s, _compute_s(work, limits, 1, 1, context))
 
 

@@ -187,6 +187,7 @@ def bench(options: ModelOptions, lengths: Lengths, progress: Progress | None = N
         max_tokens_per_step=options.max_tokens_per_step,
         max_sequences=max(options.max_sequences, lengths.sequences),
         context=options.context,
+        prefix_cache=0,  # the peak of memory is one text's
     ) as llm:
         load_s = time.perf_counter() - begin
         lengths.check(llm.context)
@@ -219,7 +220,7 @@ def _lines(result: Result) -> list[str]:
     work = result.work
     lines = [
         f"{result.model}: {work.weights / 1e6:.1f} M weights, "
-        f"{work.weight_bytes / 1e6:.1f} MB read a token, "
+        f"{work.greedy_bytes / 1e6:.1f} MB read a token, "
         f"{work.kv_bytes_a_position / 1e3:.1f} kB a position of context",
         f"{result.threads} threads, loaded in {result.load_s * 1e3:.0f} ms, "
         f"peak memory {result.peak_memory_bytes / 1e6:.0f} MB when one sequence had been decoded",

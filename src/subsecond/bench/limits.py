@@ -33,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
         rates = {
             "int4": self.int8_ops_per_s,
             "int8": self.int8_ops_per_s,
+            "int8_split": self.int8_ops_per_s,
             "bf16": self.bf16_ops_per_s,
             "f32": self.f32_ops_per_s,
         }

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from subsecond.bench.load_answer import Body, Failure, Raw, Refusal
-from subsecond.bench.load_arrivals import Arrival, Schedule
+from subsecond.bench.load_arrivals import Arrival, Schedule, backwards
 from subsecond.bench.load_client import Call, Client, Target
 from subsecond.bench.load_heartbeat import Heartbeat, Stall
 from subsecond.errors import InputError, RuntimeFailure
@@ -126,8 +126,8 @@ def load(
     """Sends a schedule to a server and waits for every end.
 
     model: by default the first of the server's list. warmup: requests before, one after another,
-    that don't count. Raises InputError for impossible values, RuntimeFailure if the server can't be
-    reached, has no model or doesn't answer the warm-up.
+    that don't count, with the words of the first one backwards. Raises InputError for impossible
+    values, RuntimeFailure if the server can't be reached, has no model or doesn't answer them.
     """
     limits = limits or Limits()
     limits.check()
@@ -364,8 +364,9 @@ async def _warm_up(client: Client, target: Target, like: Arrival, model: str, co
     of its own, say, is there, and can be given the load.
     """
     stream = bool(like.body["stream"])
-    body = {name: value for name, value in like.body.items() if name not in _PROMISE_FIELDS}
-    free = msgspec.structs.replace(like, body=body, deadline_s=None)
+    other = backwards(like)
+    body = {name: value for name, value in other.body.items() if name not in _PROMISE_FIELDS}
+    free = msgspec.structs.replace(other, body=body, deadline_s=None)
 
     def make(_: float) -> bytes:
         return request_of(target, free, model, 0.0)

@@ -239,8 +239,30 @@ def _arrival(shape: Shape, at_s: float, content: str | list[dict[str, str]]) -> 
     return Arrival(at_s=at_s, path=PATHS[shape.endpoint], body=body, deadline_s=shape.deadline_s)
 
 
+def backwards(arrival: Arrival) -> Arrival:
+    """The request with the words of its last text in the opposite order: as much work, and a prefix
+    cache that has seen it can't help the request itself.
+    """
+    body = dict(arrival.body)
+    if "messages" in body:
+        last = body["messages"][-1]
+        body["messages"] = [
+            *body["messages"][:-1],
+            {**last, "content": _backwards(last["content"])},
+        ]
+    else:
+        body["prompt"] = _backwards(body["prompt"])
+    return msgspec.structs.replace(arrival, body=body)
+
+
+def _backwards(text: str) -> str:
+    return " ".join(reversed(text.split()))
+
+
 class _Texts:
-    """Prompts that differ from the first word on, so that no prefix cache helps by accident."""
+    """Prompts that begin alike for a word or two by chance alone, so that a prefix cache doesn't
+    help (a text that is shorter than all prompts together comes again).
+    """
 
     def __init__(self, source: Iterator[list[str]]) -> None:
         self._source = source

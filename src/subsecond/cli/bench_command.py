@@ -66,11 +66,10 @@ def _context(model: ModelOptions, progress: Progress) -> int:
     """Tokens that a prompt and its answer may have."""
     from subsecond.formats import artifact
     from subsecond.formats.locate import locate
-    from subsecond.program.program import Program
+    from subsecond.formats.stored_program import read_program
 
     opened = artifact.open_artifact(
         locate(model.model, model.weights, progress=progress),  # type: ignore[arg-type]
         check=False,
     )
-    program = Program.from_json(opened.read(artifact.PROGRAM))
-    return model.context or program.max_positions
+    return model.context or read_program(opened).max_positions

@@ -8,7 +8,7 @@ from subsecond.cli.stored import kept_line
 from subsecond.errors import InputError
 from subsecond.formats import artifact
 from subsecond.formats.progress import TerminalProgress
-from subsecond.program.program import Program
+from subsecond.formats.stored_program import read_program
 from subsecond.tasks.canary import canaries_of
 
 
@@ -32,7 +32,7 @@ def run(options: Convert) -> int:
     for warning in made.warnings:
         console.warn(warning)
     opened = artifact.open_artifact(made.path, check=False)
-    kept = kept_line(opened, Program.from_json(opened.read(artifact.PROGRAM)))
+    kept = kept_line(opened, read_program(opened))
     if kept is not None:
         console.note(f"subsecond: {kept}")
     if options.json:

@@ -11,7 +11,7 @@ from subsecond.config import ModelOptions
 from subsecond.formats import artifact
 from subsecond.formats.locate import locate
 from subsecond.formats.progress import TerminalProgress
-from subsecond.program.program import Program
+from subsecond.formats.stored_program import read_program
 
 
 def run(options: Inspect) -> int:
@@ -25,7 +25,7 @@ def run(options: Inspect) -> int:
     with TerminalProgress() as progress:
         path = locate(checked.model, checked.weights, progress=progress)  # type: ignore[arg-type]
     opened = artifact.open_artifact(path)
-    program = Program.from_json(opened.read(artifact.PROGRAM))
+    program = read_program(opened)
     kv = checked.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
     work = cost.work_of_artifact(opened, kv)
     machine = limits.measure(checked.threads or int(native.host()["cpus"]))
@@ -41,7 +41,8 @@ def run(options: Inspect) -> int:
         "vocab_size": program.vocab_size,
         "context": program.max_positions,
         "file_bytes": opened.manifest.files[artifact.WEIGHTS].size,
-        "bytes_per_token": work.weight_bytes,
+        "bytes_per_token": work.greedy_bytes,
+        "bytes_per_token_sampled": work.weight_bytes,
         "kv_format": kv,
         "kv_bytes_per_token": work.kv_bytes_a_position,
         "threads": machine.threads,
@@ -72,7 +73,8 @@ def _show(result: dict[str, Any], kept: str | None, *, whole: bool) -> None:
         "matrices        "
         + ", ".join(f"{count} {format}" for format, count in result["matrices"].items())
         + (f" ({kept})" if kept else ""),
-        f"bytes a token   {result['bytes_per_token'] / 1e6:,.1f} MB of weights are read",
+        f"bytes a token   {result['bytes_per_token'] / 1e6:,.1f} MB of weights are read"
+        f" (greedy; {result['bytes_per_token_sampled'] / 1e6:,.1f} MB with sampling)",
         f"KV cache        {result['kv_bytes_per_token'] / 1e3:,.1f} kB a token "
         f"({result['kv_format']}), "
         f"context {result['context']:,}",

@@ -44,7 +44,12 @@ def watched(say: Callable[[str], None]) -> Iterator[None]:
     inlet, outlet = os.pipe()
     os.set_blocking(outlet, False)
     watch = threading.Thread(target=_watch, args=(inlet, noticed, say), daemon=True)
-    watch.start()
+    try:
+        watch.start()
+    except RuntimeError:  # no thread can be had: Ctrl-C then waits for the block to notice
+        unwatched: int | None = inlet
+    else:
+        unwatched = None
     before = signal.signal(signal.SIGINT, raise_it)
     wakeup_before = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
     try:
@@ -59,6 +64,8 @@ def watched(say: Callable[[str], None]) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup_before)
         signal.signal(signal.SIGINT, before)
         os.close(outlet)  # ends the watch
+        if unwatched is not None:
+            os.close(unwatched)
 
 
 @contextmanager

@@ -52,6 +52,12 @@ class Parser(argparse.ArgumentParser):
             )
         return values
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """argparse's own, but for --OPTION=--, whose value it would drop (before Python 3.13)."""
+        if action.option_strings and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
+
     def _is_unknown(self, word: str) -> bool:
         """Whether argparse takes the word for an option that there isn't."""
         if not word.startswith("-") or word == "-" or " " in word or _NEGATIVE.fullmatch(word):
@@ -96,9 +102,9 @@ def integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number."""
+    """A number in ASCII digits."""
     try:
-        return float(text)
+        return _float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from None
 
@@ -108,7 +114,7 @@ def duration(text: str) -> float:
     units = {"ms": 1e-3, "s": 1.0, "m": 60.0}
     unit = next((own for own in units if text.endswith(own)), "")
     try:
-        return float(text.removesuffix(unit)) * units.get(unit, 1.0)
+        return _float(text.removesuffix(unit)) * units.get(unit, 1.0)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"must be a time such as 1s or 500ms, not {shown(text)}"
@@ -125,6 +131,13 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"must be a size such as 256M or 1G, not {shown(text)}"
         ) from None
+
+
+def _float(text: str) -> float:
+    """`float`, without what only programs write: 1_000, and digits of other scripts."""
+    if not text.isascii() or "_" in text:
+        raise ValueError
+    return float(text)
 
 
 def bias(text: str) -> tuple[int, float]:

@@ -18,7 +18,8 @@ def matrix_formats(opened: artifact.Artifact) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in opened.manifest.tensors:
         if tensor.kind == "matrix":
-            counts[tensor.format] = counts.get(tensor.format, 0) + 1
+            grid = _grid(tensor.format)
+            counts[grid] = counts.get(grid, 0) + 1
     return counts
 
 
@@ -32,11 +33,17 @@ def kept_grids(opened: artifact.Artifact, program: Program) -> dict[str, int]:
     linear = {spec.name for spec in program.tensors if spec.role == "linear"}
     counts: dict[str, int] = {}
     for tensor in opened.manifest.tensors:
-        if tensor.kind != "matrix" or tensor.format == weights:
+        if tensor.kind != "matrix" or _grid(tensor.format) == weights:
             continue
         if weights == "int8" or tensor.name in linear:
-            counts[tensor.format] = counts.get(tensor.format, 0) + 1
+            grid = _grid(tensor.format)
+            counts[grid] = counts.get(grid, 0) + 1
     return counts
+
+
+def _grid(format: str) -> str:
+    """int8_split holds int8's values in another order of bytes."""
+    return "int8" if format == "int8_split" else format
 
 
 def say_where(opened: artifact.Artifact) -> None:

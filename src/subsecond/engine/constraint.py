@@ -254,10 +254,15 @@ def _check_multiples(schema: Any) -> None:
 
 
 def _digits(value: Any) -> int:
-    """The digits of a number without point and exponent; 1 for what the library refuses."""
+    """A number without its decimal point; 1 for what the library refuses."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         return 1
-    return int(format(Decimal(repr(value)).normalize(), "e").partition("e")[0].replace(".", ""))
+    number = Decimal(repr(value))
+    if not number.is_finite():
+        return 1
+    _, digits, exponent = number.normalize().as_tuple()
+    scale: int = 10 ** max(0, int(exponent))
+    return int("".join(map(str, digits))) * scale
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 # forbidden to it.
 STOP, BROKEN, NONE_ALLOWED = 1, 3, 4
 
-
 NEVER = 2**62  # tokens
 
 
@@ -38,12 +37,21 @@ class Engine:
     """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime.
     grammars: makes constraints ready for the model's vocabulary; None where nobody has said what
     that is.
+    most_idle: KV pages of a cache group in which texts that have ended may stay known before their
+    memory is used again; None: all.
     """
 
-    def __init__(self, runner: Runner, *, context: int, steps_per_call: int = 8) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        context: int,
+        steps_per_call: int = 8,
+        most_idle: int | None = None,
+    ) -> None:
         self.runner = runner
         self.grammars: Grammars | None = None
-        self.pages = Pages(runner.groups, runner.pages_per_group, runner.copy_page)
+        self.pages = Pages(runner.groups, runner.pages_per_group, runner.copy_page, most_idle)
         limits = Limits(
             tokens=runner.max_tokens,
             sequences=runner.max_sequences,
@@ -147,8 +155,10 @@ class Engine:
         return page_use(self.pages)
 
     def cancel(self, request: Request) -> None:
-        """Ends every text of the request that is still running."""
-        for sequence in request.sequences:
+        """Ends every text of the request that is still running, the first one last: an interrupt
+        must not leave texts that would begin as its forks.
+        """
+        for sequence in reversed(request.sequences):
             if sequence.finish_reason is None:
                 self.finish(sequence, "cancelled")
 
@@ -236,14 +246,15 @@ class Engine:
         scheduler = self.scheduler
         while (text := scheduler.next_text()) is not None:
             while not scheduler.has_place(text):
-                if not self._make_room(text):
+                if not (scheduler.has_place(text, yielding=True) and self._make_room(text)):
                     return
             while True:
                 most = 0 if text.request.score_prompt else len(text.tokens) - 1
                 hit = self.prefixes.find(text.request.tenant, text.tokens, most)
-                if scheduler.has_pages(text, self.prefixes.uses(hit)):
+                uses = self.prefixes.uses(hit)
+                if scheduler.has_pages(text, uses):
                     break
-                if not self._make_room(text):
+                if not (scheduler.has_pages(text, uses, yielding=True) and self._make_room(text)):
                     return
             scheduler.place(text)
             self._start(text, hit)

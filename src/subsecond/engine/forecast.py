@@ -121,7 +121,7 @@ class _Run:
             fixed = self.rows * self._row_s + self.positions * self._per_position
             room = self._room(fixed + self._row_s * item.choices, deep)
             if not room and self.heap:
-                self._advance(self.heap[0][0] - self.step, self._table[self.rows] + fixed)
+                self._advance(self.heap[0][0] - self.step, self._decode_s(self.rows) + fixed)
                 self._least = -math.inf
                 continue
             room = max(room, 1)
@@ -158,13 +158,12 @@ class _Run:
         """Decodes until every item is finished."""
         while self.heap:
             fixed = self.rows * self._row_s + self.positions * self._per_position
-            tokens = min(self.rows, len(self._table) - 1)
-            self._advance(self.heap[0][0] - self.step, self._table[tokens] + fixed)
+            self._advance(self.heap[0][0] - self.step, self._decode_s(self.rows) + fixed)
 
     def _room(self, fixed: float, deep: int) -> int:
         """Tokens of a prompt that the policy would put into the next step."""
         tokens = self.rows
-        decode_s = self._factor * (self._table[max(tokens, 1)] + fixed)
+        decode_s = self._factor * (self._decode_s(max(tokens, 1)) + fixed)
         longest = max(self._limits.step_s, 1.5 * decode_s)
         if self._least < longest:  # it may have risen, or its item have ended
             now, step = self.time, self.step
@@ -174,6 +173,12 @@ class _Run:
         limit = min(longest, self._least) * self._cost.factor / self._factor
         fixed += self._cost.coefficients.stored_s * deep
         return chunk(self._cost, tokens, self._top, limit, fixed, deep)
+
+    def _decode_s(self, rows: int) -> float:
+        """Uncorrected seconds of a step's tokens. Rows that no step holds count as those of the
+        largest: `admission` declines them, and wants to know until when.
+        """
+        return self._table[min(rows, len(self._table) - 1)]
 
     def _advance(self, steps: int, each: float) -> None:
         """So many steps, the first of `each` uncorrected seconds; items that end in the last."""

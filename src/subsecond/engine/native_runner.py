@@ -45,7 +45,7 @@ class NativeRunner:
         self,
         program: Program,
         tensors: Sequence[native.TensorPlace],
-        weights: native.Weights,
+        mapped: native.MappedFile,
         sizes: Sizes,
         *,
         isa: str | None,
@@ -64,17 +64,18 @@ class NativeRunner:
         self.vocab_size = program.vocab_size
         self.groups = tuple(CacheGroup(group.window) for group in program.groups)
         limits = native.Limits(sizes.max_tokens, sizes.max_sequences, sizes.max_rows)
+        self._mapped = mapped
         self._model = native.build(
             program,
             tensors,
-            weights,
+            mapped.weights,
             isa=self.isa,
             threads=self.threads,
             kv=kv,
             pages=sizes.pages,
             limits=limits,
         )
-        self._final_state = functools.cache(lambda: FinalState(program, tensors, weights))
+        self._final_state = functools.cache(lambda: FinalState(program, tensors, mapped.weights))
         self.plan = native.Plan(self._model, self.max_pages_per_sequence, sizes.max_steps)
         _alive.add(self)
 
@@ -113,7 +114,10 @@ class NativeRunner:
         return self._final_state().read(self._model, row)
 
     def run(self, tokens: int, sequences: int, rows: int, max_steps: int) -> int:
-        """Runs the plan; the number of steps done. The interpreter's lock is released meanwhile."""
+        """Runs the plan; the number of steps done. The interpreter's lock is released meanwhile.
+        RuntimeFailure if the file of weights has become shorter.
+        """
+        self._mapped.check_whole()
         return int(self._model.run(self.plan, tokens, sequences, rows, max_steps))
 
     def copy_page(self, group: int, source: int, destination: int) -> None:

@@ -11,7 +11,8 @@ a sequence's pages in one group (64 positions a page):
 
 A page that is about to be written is always owned by one table and isn't cached: `extend` copies it
 first if it is shared or cached. Idle pages are given to whoever needs one, in the order in which
-they became idle.
+they became idle: where none is free, or where so many are idle that memory that was never touched
+had better stay so.
 """
 
 from __future__ import annotations
@@ -115,14 +116,20 @@ class Pages:
     """The pools of all cache groups, and the operations on a sequence's tables (one table a
     group).
 
+    most_idle: with more idle pages than that in a group, one of them is taken before a free one.
     forget: called with a cached page that is needed for another content; it must `uncache` it.
     """
 
     def __init__(
-        self, groups: Sequence[CacheGroup], pages_per_group: int, copy_page: CopyPage
+        self,
+        groups: Sequence[CacheGroup],
+        pages_per_group: int,
+        copy_page: CopyPage,
+        most_idle: int | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.pools = [PagePool(pages_per_group) for _ in self.groups]
+        self.most_idle = pages_per_group if most_idle is None else most_idle
         self.forget: Forget = self._uncache
         self._copy_page = copy_page
 
@@ -230,13 +237,12 @@ class Pages:
         return True
 
     def _take(self, index: int) -> int:
-        """A page for a new content, an idle one if none is free; NO_PAGE if all are held."""
+        """A page for a new content, free or idle; NO_PAGE if all are held."""
         pool = self.pools[index]
-        if not pool.free and not pool.idle:
-            return NO_PAGE
-        if pool.idle and (not pool.free or pool.free[-1] >= pool.warm):
-            self.forget(index, next(iter(pool.idle)))
-        return pool.take()
+        spare = len(pool.idle) > self.most_idle or (pool.free and pool.free[-1] >= pool.warm)
+        if pool.idle and (not pool.free or spare):
+            self.forget(index, next(iter(pool.idle)))  # which makes it the next free one
+        return pool.take() if pool.free else NO_PAGE
 
     def _uncache(self, index: int, page: int) -> None:
         self.pools[index].uncache(page)

@@ -147,7 +147,7 @@ class PrefixCache:
         """`publish`, and the last page, which isn't full. For a text that won't write it again."""
         entry = self.publish(entry, tokens, tables, computed)
         begin = entry.depth * PAGE_POSITIONS
-        if entry.forgotten or begin == computed:
+        if entry.forgotten or begin >= computed:  # more: an interrupt came while it got its pages
             return
         key = array("i", tokens[begin:computed]).tobytes()
         place = bisect_left(entry.keys, key)

@@ -114,30 +114,38 @@ class Scheduler:
                     return None
         return text
 
-    def has_place(self, text: SequenceState) -> bool:
-        """Whether the sequences of the text's request fit beside those that run."""
+    def has_place(self, text: SequenceState, *, yielding: bool = False) -> bool:
+        """Whether the sequences of the text's request fit beside those that run. yielding: if all
+        that come after it yielded.
+        """
         if text in self.unplaced:
             return True
-        active = sum(request.params.n for request in self.running)
+        rank = text.request.rank
+        stay = (own for own in self.running if not yielding or own.rank < rank)
+        active = sum(request.params.n for request in stay)
         return active + text.request.params.n <= self.limits.sequences
 
-    def has_pages(self, text: SequenceState, uses: Sequence[tuple[int, int]]) -> bool:
+    def has_pages(
+        self, text: SequenceState, uses: Sequence[tuple[int, int]], *, yielding: bool = False
+    ) -> bool:
         """Whether a text finds pages for all its tokens and one page more, beside what the prompts
-        of placed texts still need.
+        of placed texts still need. yielding: if all of later requests yielded (True may be wrong,
+        where those share pages).
 
         uses: for each group, how many cached pages it has already, and how many of them are idle.
         """
-        placed = [
-            own
-            for request in self.running
-            for own in request.sequences
-            if own.tables and own.wanted > 1
-        ]
+        stay: list[SequenceState] = []
+        yielded: list[SequenceState] = []
+        for request in self.running:
+            own = yielded if yielding and request.rank > text.request.rank else stay
+            own += [placed for placed in request.sequences if placed.tables]
         for index, (pool, (cached, idle)) in enumerate(zip(self.pages.pools, uses, strict=True)):
             need = self._pages_of(text, index, more=1) - cached
-            for own in placed:
-                need += max(0, self._pages_of(own, index) - own.tables[index].held)
-            if need > pool.available - idle:
+            for placed in stay:
+                if placed.wanted > 1:
+                    need += max(0, self._pages_of(placed, index) - placed.tables[index].held)
+            freed = sum(placed.tables[index].held for placed in yielded)
+            if need > pool.available - idle + freed:
                 return False
         return True
 

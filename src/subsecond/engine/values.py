@@ -10,9 +10,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeVar
 
 from subsecond.errors import RequestError
+
+T = TypeVar("T")
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # as object.__repr__ writes it
 
@@ -122,6 +124,12 @@ def whole(value: object) -> int | None:
         return operator.index(plain)  # type: ignore[arg-type]
     except Exception:  # a caller's own class may raise anything
         return None
+
+
+def plain_integer(value: T) -> T | int:
+    """An integer of another library (NumPy's) as Python's own; anything else as it is."""
+    number = whole(value)
+    return value if number is None else number
 
 
 def short(value: object) -> str:

@@ -25,7 +25,7 @@ from subsecond.errors import ModelError
 from subsecond.formats import cache, files
 from subsecond.formats.layout import ALIGNMENT, FORMATS, LIMIT_BYTES, LIMIT_DIMENSION
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the output matrix in two parts (int8_split)
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 PROGRAM = "program.json"
@@ -34,7 +34,8 @@ TEXT = "text.json"
 CERTIFICATE = "certificate.json"
 FILES = (WEIGHTS, PROGRAM, TOKENIZER, TEXT, CERTIFICATE)
 
-WeightFormat = Literal["f32", "bf16", "int8", "int4"]
+WeightFormat = Literal["f32", "bf16", "int8", "int4"]  # what a user chooses
+MatrixFormat = Literal["f32", "bf16", "int8", "int4", "int8_split"]
 _LIMIT_MANIFEST_BYTES = 64 << 20
 _LIMIT_TENSORS = 1 << 17
 _CHECK_THREADS = 2
@@ -54,7 +55,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     kind: Literal["matrix", "vector"]
-    format: WeightFormat
+    format: MatrixFormat
     n: int
     k: int
     offset: int
@@ -134,15 +135,17 @@ class Artifact:
                         damaged.append(tensor.name)
 
         with view:
-            threads = [
-                threading.Thread(target=check, args=(part,))
-                for part in _shares(self.manifest.tensors, _CHECK_THREADS)
-            ]
+            parts = _shares(self.manifest.tensors, _CHECK_THREADS)
+            threads = [threading.Thread(target=check, args=(part,)) for part in parts]
             try:
+                for thread, part in zip(threads, parts, strict=True):
+                    try:
+                        thread.start()
+                    except RuntimeError:  # no thread can be had
+                        check(part)
                 for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                    if thread.ident is not None:
+                        thread.join()
             finally:  # after Ctrl-C too, the view outlives those who read it
                 stop.set()
                 for thread in threads:
@@ -250,7 +253,7 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
     if manifest.format_version != FORMAT_VERSION:
         raise ModelError(
             f"{what}: format version {manifest.format_version} is not read (this version reads "
-            f"{FORMAT_VERSION})"
+            f"{FORMAT_VERSION}); convert the model again"
         )
     _check_file_entries(manifest, what)
     _check_tensor_entries(manifest, what)

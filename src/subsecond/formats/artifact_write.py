@@ -21,7 +21,14 @@ import xxhash
 
 from subsecond.errors import InputError, ModelError
 from subsecond.formats import artifact, atomic, cache, files
-from subsecond.formats.artifact import File, Manifest, Source, Tensor, WeightFormat
+from subsecond.formats.artifact import (
+    File,
+    Manifest,
+    MatrixFormat,
+    Source,
+    Tensor,
+    WeightFormat,
+)
 from subsecond.formats.layout import align
 
 # weights.bin is written in whole pieces of this size: a file system that keeps files in large pages
@@ -133,7 +140,7 @@ class Writer:
         """An f32 vector [n], as its bytes."""
         self._add("vector", name, "f32", (n, 0), data)
 
-    def add_matrix(self, name: str, format: WeightFormat, n: int, k: int, data: memoryview) -> None:
+    def add_matrix(self, name: str, format: MatrixFormat, n: int, k: int, data: memoryview) -> None:
         """A packed matrix [n, k], as its bytes."""
         self._add("matrix", name, format, (n, k), data)
 
@@ -185,7 +192,7 @@ class Writer:
         self,
         kind: Literal["matrix", "vector"],
         name: str,
-        format: WeightFormat,
+        format: MatrixFormat,
         shape: tuple[int, int],
         data: memoryview,
     ) -> None:

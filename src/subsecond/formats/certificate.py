@@ -15,8 +15,8 @@ import msgspec
 
 from subsecond.errors import ModelError
 
-VERSION = 2
-_READ = (1, 2)  # version 1 has no logits in its canaries
+VERSION = 3
+_READ = (1, 2, 3)  # version 1 has no logits in its canaries, 2 no hash of text.json
 
 
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +55,7 @@ class LogitsDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What convert knows. `tensors_exact` of `tensors` tensors hold the source's values
-    unchanged."""
+    unchanged. text_sha256 is empty up to version 2."""
 
     version: int
     kind: Literal["converted"]
@@ -67,6 +67,7 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors_exact: int
     logits: LogitsDifference
     canaries: list[Canary]
+    text_sha256: str = ""
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=1)

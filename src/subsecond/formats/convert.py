@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from subsecond.errors import InputError, ModelError, UnsupportedError
 from subsecond.formats import artifact, artifact_write, certificate, files, text_settings
-from subsecond.formats.artifact import WeightFormat
+from subsecond.formats.artifact import MatrixFormat, WeightFormat
 from subsecond.formats.artifact_write import Writer
 from subsecond.formats.certificate import Canary, Certificate, LogitsDifference
 from subsecond.formats.checkpoint import Checkpoint
 from subsecond.formats.compare import StoredTensors, compare
 from subsecond.formats.grid import find_grid
-from subsecond.formats.pack import Grid, pack_float, pack_grid, to_bf16
+from subsecond.formats.pack import Grid, pack_float, pack_grid, pack_split, to_bf16
 from subsecond.formats.progress import Progress
 from subsecond.formats.quantize import quantize
 from subsecond.models import Built, Recipe, build
-from subsecond.program.program import TensorSpec
+from subsecond.program.ops import linear_count
+from subsecond.program.program import Program, TensorSpec
 from subsecond.program.rewrites import fuse
 from subsecond.text import gguf_tokenizer
 from subsecond.text.tokenizer import Tokenizer
@@ -143,7 +144,7 @@ def _convert(
     program = fuse(built.program)
     with artifact_write.writing(out, weights, checkpoint.source()) as writer:
         writer.warnings = warnings
-        exact = _write_tensors(checkpoint, built, weights, writer, report)
+        exact = _write_tensors(checkpoint, built, weights, writer, report, _output_matrix(program))
         total = len(built.program.tensors)
         writer.add_file(artifact.PROGRAM, program.to_json())
         writer.add_file(artifact.TOKENIZER, tokenizer)
@@ -159,6 +160,7 @@ def _convert(
             tensors_exact=exact,
             logits=_logits_difference(checkpoint, built, writer, exact == total),
             canaries=[],
+            text_sha256=writer.files[artifact.TEXT].sha256,
         )
         writer.add_file(artifact.CERTIFICATE, record.to_json())
         if hook is not None:
@@ -194,14 +196,18 @@ def _check_tied(checkpoint: Checkpoint, built: Built) -> None:
         )
 
 
-def _write_tensors(
+def _write_tensors(  # noqa: PLR0917
     checkpoint: Checkpoint,
     built: Built,
     weights: WeightFormat,
     writer: Writer,
     progress: Progress | None,
+    output: str | None,
 ) -> int:
-    """Writes every tensor of the program; returns how many hold the source's values unchanged."""
+    """Writes every tensor of the program; returns how many hold the source's values unchanged.
+
+    `output`: the matrix that is stored in two parts if it is int8.
+    """
     exact = 0
     specs = built.program.tensors
     sizes = [spec.n * max(spec.k, 1) for spec in specs]
@@ -216,7 +222,7 @@ def _write_tensors(
             writer.add_vector(spec.name, spec.n, np.ascontiguousarray(values, "<f4").data)
             exact += 1
             continue
-        format, packed, unchanged = _matrix(checkpoint, recipe, spec, weights)
+        format, packed, unchanged = _matrix(checkpoint, recipe, spec, weights, spec.name == output)
         writer.add_matrix(spec.name, format, spec.n, spec.k, packed.data)
         exact += unchanged
     if progress is not None:
@@ -225,13 +231,13 @@ def _write_tensors(
 
 
 def _matrix(
-    checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec, weights: WeightFormat
-) -> tuple[WeightFormat, NDArray[np.uint8], bool]:
+    checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec, weights: WeightFormat, split: bool
+) -> tuple[MatrixFormat, NDArray[np.uint8], bool]:
     """Format, packed bytes, and whether the values are the source's own."""
     if weights in ("int4", "int8"):
         grid = _stored_grid(checkpoint, recipe, spec)
         if grid is not None:
-            return _integer(grid.format), pack_grid(grid), True
+            return *_packed(grid, split), True
     values = _values(checkpoint, recipe, spec)
     if weights == "f32":
         return "f32", pack_float(values, "f32"), True
@@ -242,15 +248,32 @@ def _matrix(
         return "bf16", pack_float(values, "bf16"), unchanged
     grid = find_grid(values)
     if grid is not None:
-        return _integer(grid.format), pack_grid(grid), True
+        return *_packed(grid, split), True
     # The embedding and the output matrix feel rounding most, and an int4 table saves little of a
     # large model.
     chosen = "int4" if weights == "int4" and spec.role == "linear" else "int8"
-    return _integer(chosen), pack_grid(quantize(values, chosen, recipe.source or spec.name)), False
+    return *_packed(quantize(values, chosen, recipe.source or spec.name), split), False
 
 
-def _integer(format: str) -> WeightFormat:
-    return "int4" if format == "int4" else "int8"
+def _packed(grid: Grid, split: bool) -> tuple[MatrixFormat, NDArray[np.uint8]]:
+    if grid.format == "int4":
+        return "int4", pack_grid(grid)
+    return ("int8_split", pack_split(grid)) if split else ("int8", pack_grid(grid))
+
+
+def _output_matrix(program: Program) -> str | None:
+    """The matrix whose products are the logits, if they are nothing else: a greedy choice then
+    needs only the upper part of it."""
+    op = program.ops[-1]
+    plain = op.kind == "linear" and op.output == program.output and len(op.inputs) == 1
+    if (
+        not plain
+        or linear_count(op.weights) != 1
+        or op.weights[1]
+        or op.attributes["gate"] != "none"
+    ):
+        return None
+    return op.weights[0]
 
 
 def _stored_grid(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Grid | None:

@@ -110,7 +110,8 @@ def inside(folder: Path, name: str) -> Path:
     with suppress(OSError, RuntimeError):  # a loop of symlinks: open_regular reports it
         if not path.resolve().is_relative_to(root_of(folder)):
             raise ModelError(
-                f"{name!r} is a symbolic link that leads outside the model folder, it is refused"
+                f"{name!r} is a symbolic link that leads outside the model folder, it is refused; "
+                "copy what it points at into the folder (cp -L)"
             )
     return path
 

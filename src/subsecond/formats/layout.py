@@ -25,13 +25,19 @@ class Format:
     name: str
     group: int
     block_bytes: int
+    tile_extra: int = 0  # bytes that a tile has besides its blocks
+    seldom_bytes: int = 0  # bytes of a block that a greedy choice among its products leaves out
 
     def groups(self, k: int) -> int:
         return -(-k // self.group)
 
     def matrix_bytes(self, n: int, k: int) -> int:
         """Bytes of a packed matrix [n, k], padding included."""
-        return -(-n // TILE_CHANNELS) * self.groups(k) * self.block_bytes
+        return -(-n // TILE_CHANNELS) * (self.groups(k) * self.block_bytes + self.tile_extra)
+
+    def greedy_bytes(self, n: int, k: int) -> int:
+        """Bytes of a packed matrix [n, k] that a greedy choice among its products reads."""
+        return self.matrix_bytes(n, k) - -(-n // TILE_CHANNELS) * self.groups(k) * self.seldom_bytes
 
 
 FORMATS = {
@@ -41,6 +47,7 @@ FORMATS = {
         Format("bf16", 2, 64),
         Format("int8", GROUP_INT, 544),
         Format("int4", GROUP_INT, 320),
+        Format("int8_split", GROUP_INT, 544, 4 * TILE_CHANNELS, 128),
     )
 }
 

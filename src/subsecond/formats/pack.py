@@ -18,6 +18,9 @@ from subsecond.formats.layout import FORMATS, GROUP_INT, TILE_CHANNELS
 _CHUNK_VALUES = 1 << 20
 _BLOCK_INT4 = np.dtype([("scale", "<f2", 16), ("minimum", "<f2", 16), ("quant", "u1", 256)])
 _BLOCK_INT8 = np.dtype([("scale", "<f2", 16), ("quant", "u1", 512)])
+_BLOCK_UPPER = np.dtype([("scale", "<f2", 16), ("quant", "u1", (2, 3, 64))])
+_BLOCK_LOWER = np.dtype([("quant", "u1", (2, 64))])
+_UNIT_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,54 @@ def pack_float(values: NDArray[np.float32], format: str) -> NDArray[np.uint8]:
     return out
 
 
+def pack_split(grid: Grid) -> NDArray[np.uint8]:
+    """Packs an int8 grid as `int8_split`: uint8 [matrix_bytes(n, k)]."""
+    n, k = grid.shape
+    blocks = pack_grid(grid).view(_BLOCK_INT8).reshape(-(-n // TILE_CHANNELS), -1)
+    radius = np.zeros(len(blocks) * TILE_CHANNELS, "<f4")
+    upper, lower = np.empty(blocks.shape, _BLOCK_UPPER), np.empty(blocks.shape, _BLOCK_LOWER)
+    step = max(1, _CHUNK_VALUES // (TILE_CHANNELS * k))
+    for first in range(0, len(blocks), step):
+        part = slice(first, first + step)
+        rows = slice(first * TILE_CHANNELS, min((first + step) * TILE_CHANNELS, n))
+        radius[rows] = _radius(grid.rows(rows))
+        upper["scale"][part] = blocks["scale"][part]
+        quads = blocks["quant"][part].reshape(-1, blocks.shape[1], 2, 4, 64)
+        fourth = quads[..., 3, :]
+        for j in range(3):
+            pair = (fourth >> np.uint8(6 - 2 * j)) & np.uint8(3)
+            upper["quant"][part, :, :, j] = (quads[..., j, :] & np.uint8(0xFC)) | pair
+        low = quads & np.uint8(3)
+        lower["quant"][part] = (
+            low[..., 0, :]
+            | (low[..., 1, :] << np.uint8(2))
+            | (low[..., 2, :] << np.uint8(4))
+            | (low[..., 3, :] << np.uint8(6))
+        )
+    parts = (radius, lower.reshape(-1), upper.reshape(-1))
+    return np.concatenate([part.view(np.uint8) for part in parts])
+
+
+def _radius(grid: Grid) -> NDArray[np.float32]:
+    """How far a product of each row may be from its bound's middle, for activations of length 1.
+
+    Exactly: sqrt(sum (scale * (q % 4 - 1.5))^2), by Cauchy and Schwarz. Two float sums differ from
+    it by their rounding: each of at most 2 * groups FMAs, relative to the sum of the magnitudes of
+    what is added (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), which is at
+    most sqrt(sum (scale * (|q - 128| + 5))^2) per length of the activations. Eight operations more
+    stand for what follows the sums. The result is rounded up.
+    """
+    k = grid.shape[1]
+    scale = np.repeat(grid.scale.astype(np.float64), GROUP_INT, axis=1)[:, :k]
+    quant = grid.quant.astype(np.float64)
+    rest = np.sqrt(np.square(scale * (quant % 4 - 1.5)).sum(axis=1))
+    size = np.sqrt(np.square(scale * (np.abs(quant - 128) + 5)).sum(axis=1))
+    steps = (2 * grid.scale.shape[1] + 8) * _UNIT_ROUNDOFF
+    exact = (rest + 2 * steps / (1 - steps) * size) * (1 + 1e-6)
+    out: NDArray[np.float32] = np.nextafter(exact.astype(np.float32), np.float32(np.inf))
+    return out
+
+
 def pack_grid(grid: Grid) -> NDArray[np.uint8]:
     """Packs an int4 or int8 grid: uint8 [matrix_bytes(n, k)]. Padded channels have scale 0."""
     n, k = grid.shape
@@ -139,8 +190,11 @@ def unpack_float(data: NDArray[np.uint8], format: str, n: int, k: int) -> NDArra
 
 
 def unpack_grid(data: NDArray[np.uint8], format: str, n: int, k: int) -> Grid:
-    """The grid of a packed int4 or int8 matrix [n, k]."""
+    """The grid of a packed int4, int8 or int8_split matrix [n, k]."""
     _check_size(data, format, n, k)
+    if format == "int8_split":
+        _, lower, upper = split_parts(data, n, k)
+        data, format = _join(lower, upper), "int8"
     tiles, groups = -(-n // TILE_CHANNELS), FORMATS[format].groups(k)
     int4 = format == "int4"
     blocks = data.view(_BLOCK_INT4 if int4 else _BLOCK_INT8).reshape(tiles, groups)
@@ -158,9 +212,55 @@ def unpack_grid(data: NDArray[np.uint8], format: str, n: int, k: int) -> Grid:
 
 def unpack(data: NDArray[np.uint8], format: str, n: int, k: int) -> NDArray[np.float32]:
     """Float32 [n, k] from a packed matrix of any format."""
-    if format in ("int4", "int8"):
+    if format in ("int4", "int8", "int8_split"):
         return unpack_grid(data, format, n, k).values()
     return unpack_float(data, format, n, k)
+
+
+def split_parts(
+    data: NDArray[np.uint8], n: int, k: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """The bytes of an int8_split matrix [n, k]: radii (f32), lower blocks, upper blocks."""
+    tiles, groups = -(-n // TILE_CHANNELS), FORMATS["int8_split"].groups(k)
+    lower = 4 * TILE_CHANNELS * tiles
+    upper = lower + tiles * groups * _BLOCK_LOWER.itemsize
+    return data[:lower], data[lower:upper], data[upper:]
+
+
+def radii_hold(packed: memoryview, n: int, k: int) -> bool:
+    """Whether every channel's radius of an int8_split matrix [n, k] is at least what `pack_split`
+    would write: with a smaller one a greedy choice may miss the largest logit."""
+    data = np.frombuffer(packed, np.uint8)
+    _check_size(data, "int8_split", n, k)
+    radii, lower, upper = (
+        part.reshape(-(-n // TILE_CHANNELS), -1) for part in split_parts(data, n, k)
+    )
+    step = max(1, _CHUNK_VALUES // (TILE_CHANNELS * k))
+    for first in range(0, len(radii), step):
+        part = slice(first, first + step)
+        joined = _join(lower[part].reshape(-1), upper[part].reshape(-1))
+        channels = min(len(radii[part]) * TILE_CHANNELS, n - first * TILE_CHANNELS)
+        least = _radius(unpack_grid(joined, "int8", channels, k))
+        if not (radii[part].reshape(-1).view("<f4")[:channels] >= least).all():
+            return False
+    return True
+
+
+def _join(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The lower and upper blocks of some tiles of int8_split packed as int8."""
+    lower, upper = low.view(_BLOCK_LOWER)["quant"], high.view(_BLOCK_UPPER)
+    six = upper["quant"]
+    blocks = np.empty(len(upper), _BLOCK_INT8)
+    blocks["scale"] = upper["scale"]
+    quads = blocks["quant"].reshape(-1, 2, 4, 64)
+    quads[:, :, :3] = six & np.uint8(0xFC)
+    quads[:, :, 3] = 0
+    for j in range(4):
+        if j < 3:
+            quads[:, :, 3] |= (six[:, :, j] & np.uint8(3)) << np.uint8(6 - 2 * j)
+        quads[:, :, j] |= (lower >> np.uint8(2 * j)) & np.uint8(3)
+    blocks["quant"] = quads.reshape(-1, 512)
+    return blocks.view(np.uint8)
 
 
 def _check_size(data: NDArray[np.uint8], format: str, n: int, k: int) -> None:

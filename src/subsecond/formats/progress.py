@@ -6,6 +6,7 @@ line each quarter where it is not. Knows nothing of what is being done.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,12 @@ class TerminalProgress:
             self.close()
             self._what = what
             self._bar = tqdm(
-                total=total, desc=what, unit=unit, unit_scale=unit in SCALED, leave=False
+                total=total,
+                desc=what,
+                unit=unit,
+                unit_scale=unit in SCALED,
+                leave=False,
+                ncols=_columns(),
             )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -60,3 +66,11 @@ class TerminalProgress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _columns() -> int | None:
+    """80 for a terminal that doesn't know its width (no bar would be drawn); None: tqdm asks."""
+    try:
+        return None if os.get_terminal_size(sys.stderr.fileno()).columns > 0 else 80
+    except (OSError, ValueError):
+        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -70,7 +70,7 @@ class TextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     chat_template: str | None
     special_tokens: dict[str, str]
-    stop_ids: list[int]
+    stop_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
     generation: dict[str, float | int | bool]
 
     def to_json(self) -> bytes:

@@ -29,7 +29,7 @@ ShapeRule = Callable[[Sequence[ValueShape], Sequence[WeightShape], Attributes], 
 
 ROWS = ("T", "R", "S")
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "tanh")
-WEIGHT_FORMATS = ("f32", "bf16", "int8", "int4")
+WEIGHT_FORMATS = ("f32", "bf16", "int8", "int4", "int8_split")
 KV_FORMATS = ("f32", "bf16", "int8")
 
 # Limits that no real model reaches; they keep every product of sizes inside 63 bits.
@@ -306,7 +306,7 @@ _HEADS = (_int("heads", 1, MAX_HEADS), _int("head_dim", 1, MAX_WIDTH))
 _ROPE = (_int("rotary", 0, MAX_WIDTH), Attribute("interleaved", bool), _float("factor", 0.0))
 _EXACT = {"f32": 0.0}
 _CLOSE = {"f32": 2e-5}
-_PRODUCT = {"f32": 2e-5, "bf16": 2e-5, "int8": 2e-5, "int4": 2e-5}  # sums in another order
+_PRODUCT = dict.fromkeys(WEIGHT_FORMATS, 2e-5)  # sums in another order
 # Kernels may round scaled queries and the weights of the average to the cache's format as well.
 _ATTENTION = {"f32": 2e-5, "bf16": 1e-2, "int8": 3e-2}
 
@@ -318,7 +318,7 @@ _TABLE = (
         ("table",),
         (Attribute("ids", str, ("tokens", "positions")), _float("scale")),
         _embed,
-        {"f32": 1e-6, "bf16": 1e-6, "int8": 1e-6, "int4": 1e-6},
+        dict.fromkeys(WEIGHT_FORMATS, 1e-6),
     ),
     OpRecord(
         "norm",

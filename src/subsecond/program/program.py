@@ -120,9 +120,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             return msgspec.json.decode(data, type=Program)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ModelError(
-                f"program.json is not a valid program: {error}; convert the model again"
-            ) from None
+            raise ModelError(f"not a valid program: {error}; convert the model again") from None
 
     def text(self) -> str:
         """The program for people: tensors, cache groups, then one line an op."""

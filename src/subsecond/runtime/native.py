@@ -11,12 +11,14 @@ RequestError (a plan is).
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from subsecond import _native
-from subsecond.errors import ModelError, UnsupportedError
+from subsecond.errors import ModelError, RuntimeFailure, UnsupportedError
 from subsecond.program import memory
 from subsecond.program.ops import op_table
 
@@ -43,6 +45,50 @@ def _check_op_table() -> None:
 
 
 _check_op_table()
+
+
+class MappedFile:
+    """A file of weights, mapped read-only. weights: what a model is built over; its buffer is the
+    file's bytes.
+
+    A page of it that the file has no longer ends the process (SIGBUS), so whoever reads asks first.
+    Raises ModelError where the file can't be opened or mapped.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be opened: {error.strerror}") from None
+        try:
+            # The native class takes names of valid Unicode alone; this one means the same file.
+            self.weights = Weights(path if _is_unicode(path) else f"/dev/fd/{descriptor}")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._path, self._descriptor = path, descriptor
+        # Not at exit: threads may still ask.
+        weakref.finalize(self, os.close, descriptor).atexit = False
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """RuntimeFailure where the file has become shorter since it was mapped. Takes half a
+        microsecond; what happens to the file afterwards is not seen.
+        """
+        size, mapped = os.lseek(self._descriptor, 0, os.SEEK_END), self.weights.size
+        if size < mapped:
+            raise RuntimeFailure(
+                f"{self._path}: was cut to {size} bytes, of {mapped}, while it was in use; "
+                "restore the file, or convert the model again, and load it anew"
+            )
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class TensorPlace(Protocol):
@@ -129,5 +175,12 @@ def build(
         model.add_value(value.width, value.rows, offset)
     for op in program.ops:
         model.add_op(op.kind, op.inputs, op.output, op.weights, op.attributes)
-    model.finish(program.output, kv, pages)
+    try:
+        model.finish(program.output, kv, pages)
+    except MemoryError:
+        raise RuntimeFailure(
+            f"the system gives no memory for {pages} KV pages of 64 positions a cache group and a "
+            "step's values; lower context, max_sequences or max_tokens_per_step, or raise the "
+            "limit (ulimit -v)"
+        ) from None
     return model

@@ -17,7 +17,7 @@ import msgspec
 
 from subsecond.config import ModelOptions
 from subsecond.engine.request import DEFAULT_MAX_TOKENS, Request, Sampling, SamplingParams
-from subsecond.engine.values import check_token_id, check_token_ids
+from subsecond.engine.values import check_token_id, check_token_ids, plain_integer
 from subsecond.errors import RequestError, TextError
 from subsecond.tasks.completion import Completion, Piece
 from subsecond.tasks.load import Loaded, load, model_name
@@ -59,6 +59,9 @@ class LLM:
     max_tokens_per_step  tokens of prompts that are computed at once
     max_sequences        texts that are computed together, and most `n` of a request
     context              most tokens of a prompt and its answer together; None: the model's own
+    prefix_cache         tokens of texts that have ended which memory is kept for, so that texts
+                         that begin alike compute only the rest; None: one context; 0: they stay
+                         known only as long as others don't need their memory
     progress             None: bars on standard error while the model is fetched and converted, if
                          it is a terminal; False: nothing; or a function that is called with what is
                          being done, how much is done, how much there is, the unit
@@ -90,17 +93,19 @@ class LLM:
         max_tokens_per_step: int = 512,
         max_sequences: int = 16,
         context: int | None = None,
+        prefix_cache: int | None = None,
         progress: Progress | Literal[False] | None = None,
     ) -> None:
         options = ModelOptions(
             model=model_name(model),
             weights=weights,
             kv=kv,
-            threads=threads,
+            threads=plain_integer(threads),
             isa=isa,
-            max_tokens_per_step=max_tokens_per_step,
-            max_sequences=max_sequences,
-            context=context,
+            max_tokens_per_step=plain_integer(max_tokens_per_step),
+            max_sequences=plain_integer(max_sequences),
+            context=plain_integer(context),
+            prefix_cache=plain_integer(prefix_cache),
         )
         self._shared = SharedEngine(load(options, progress))
         self._template: ChatTemplate | None = None

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +21,9 @@ from subsecond.engine.native_runner import NativeRunner, Sizes
 from subsecond.engine.pages import PAGE_POSITIONS, page_count
 from subsecond.engine.values import short
 from subsecond.errors import InputError
-from subsecond.formats import artifact, text_settings
+from subsecond.formats import artifact, files, text_settings
 from subsecond.formats.locate import locate
+from subsecond.formats.stored_program import read_program
 from subsecond.program.program import Program
 from subsecond.runtime import native
 from subsecond.text.tokenizer import Tokenizer
@@ -76,15 +77,19 @@ def model_name(model: object) -> str:
 
 def load(options: ModelOptions, progress: Progress | Literal[False] | None = None) -> Loaded:
     """Fetches and converts the model if need be, checks it, and makes it ready. progress: as of
-    `LLM`.
+    `LLM`. Memory grows by one context at most for texts that have ended, if options don't say.
 
     Raises ModelError, FetchError or InputError naming what is wrong.
     """
-    with _opened(options, progress) as (opened, weights):
-        tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
-        settings = text_settings.decode(opened.read(artifact.TEXT))
-        program = Program.from_json(opened.read(artifact.PROGRAM))
-    engine, executor = _engine(opened, program, weights, options, STEPS_PER_CALL)
+    with _opened(options, progress) as (opened, mapped):
+        again = artifact.again(opened.path)
+        with files.named(str(opened.path), fix=again, folder=True):
+            tokenizer = Tokenizer(opened.read(artifact.TOKENIZER))
+            settings = text_settings.decode(opened.read(artifact.TEXT))
+        program = read_program(opened)
+    if options.prefix_cache is None:
+        options = replace(options, prefix_cache=_context(program, options))
+    engine, executor = _engine(opened, program, mapped, options, STEPS_PER_CALL)
     return Loaded(opened, program, engine, executor, tokenizer, settings)
 
 
@@ -94,19 +99,20 @@ def load_engine(
     *,
     steps_per_call: int = STEPS_PER_CALL,
 ) -> LoadedEngine:
-    """`load` without what texts need, for a process that sees none. steps_per_call: most decode
-    steps of one call into the runtime.
+    """`load` without what texts need, for a process that sees none, and whose KV cache may fill
+    with texts that have ended, if options don't say. steps_per_call: most decode steps of one call
+    into the runtime.
     """
-    with _opened(options, progress) as (opened, weights):
-        program = Program.from_json(opened.read(artifact.PROGRAM))
-    engine, executor = _engine(opened, program, weights, options, steps_per_call)
+    with _opened(options, progress) as (opened, mapped):
+        program = read_program(opened)
+    engine, executor = _engine(opened, program, mapped, options, steps_per_call)
     return LoadedEngine(opened, program, engine, executor)
 
 
 @contextmanager
 def _opened(
     options: ModelOptions, progress: Progress | Literal[False] | None
-) -> Iterator[tuple[artifact.Artifact, native.Weights]]:
+) -> Iterator[tuple[artifact.Artifact, native.MappedFile]]:
     """The artifact and its mapped weights. They are checked beside what the block does; its end
     waits for the outcome.
     """
@@ -118,12 +124,15 @@ def _opened(
             canaries=_canaries,
         )
     opened = artifact.open_artifact(path, check=False)
-    weights = native.Weights(os.fspath(opened.weights_path))
+    mapped = native.MappedFile(os.fspath(opened.weights_path))
     # Checksums are compared without the interpreter's lock, the tokenizer is loaded with it.
-    check = _Check(opened, memoryview(weights))
-    check.start()
+    check = _Check(opened, memoryview(mapped.weights))
     try:
-        yield opened, weights
+        check.start()
+    except RuntimeError:  # no thread can be had, or no memory for its stack: now, then
+        check.run()
+    try:
+        yield opened, mapped
     finally:
         check.finish()
 
@@ -131,7 +140,7 @@ def _opened(
 def _engine(
     opened: artifact.Artifact,
     program: Program,
-    weights: native.Weights,
+    mapped: native.MappedFile,
     options: ModelOptions,
     steps_per_call: int,
 ) -> tuple[Engine, str]:
@@ -146,16 +155,25 @@ def _engine(
         context=context,
         pages=_pages(program, kv, context, options.max_sequences),
     )
-    runner = NativeRunner(
-        program,
-        opened.manifest.tensors,
-        weights,
-        sizes,
-        isa=options.isa,
-        threads=options.threads,
-        kv=kv,
+    isa = native.choose_isa(options.isa)
+    fix = f"check the options, or {artifact.again(opened.path)}"
+    with files.named(str(opened.path), fix=fix):
+        runner = NativeRunner(
+            program,
+            opened.manifest.tensors,
+            mapped,
+            sizes,
+            isa=isa,
+            threads=options.threads,
+            kv=kv,
+        )
+    kept = options.prefix_cache
+    engine = Engine(
+        runner,
+        context=context,
+        steps_per_call=steps_per_call,
+        most_idle=None if kept is None else page_count(kept),
     )
-    engine = Engine(runner, context=context, steps_per_call=steps_per_call)
     return engine, f"native {runner.isa}, kv {kv}"
 
 
@@ -223,7 +241,8 @@ class _Check(threading.Thread):
             self._data.release()
 
     def finish(self) -> None:
-        self.join()
+        if self.ident is not None:
+            self.join()
         if self._error is not None:
             raise self._error
 

@@ -35,8 +35,8 @@ LOGITS_TOLERANCE = 0.05
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One claim. kind: "manifest", "sha256", "xxh3", "finite", "certificate" or "canary".
-    found: what was seen where it doesn't hold.
+    """One claim. kind: "manifest", "sha256", "xxh3", "finite", "bounds", "certificate" or
+    "canary". found: what was seen where it doesn't hold.
     """
 
     kind: str
@@ -56,11 +56,12 @@ def verify(
     other.
 
     SHA-256 of every file against the manifest and the certificate, xxh3 of every tensor against the
-    manifest, that no stored number is NaN or infinite, and every canary on the executor that it
-    names: the same greedy tokens, and after the prompt the same logits, bit for bit if the same
-    build computed them. A canary is undecided where another executor or build finds logits farther
-    away than `LOGITS_TOLERANCE`, another executor other tokens, or another build other tokens after
-    logits that are as near as that. InputError if `folder` is no artifact at all.
+    manifest, that no stored number is NaN or infinite, that what bounds logits bounds them, and
+    every canary on the executor that it names: the same greedy tokens, and after the prompt the
+    same logits, bit for bit if the same build computed them. A canary is undecided where another
+    executor or build finds logits farther away than `LOGITS_TOLERANCE`, another executor other
+    tokens, or another build other tokens after logits that are as near as that. InputError if
+    `folder` is no artifact at all.
     """
     if not artifact.is_artifact(folder):
         raise InputError(
@@ -108,9 +109,10 @@ def _file(opened: artifact.Artifact, name: str) -> Claim:
 
 
 def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[Claim]:
-    """A claim a tensor, and one that all of them hold numbers."""
+    """A claim a tensor, one that all of them hold numbers, and one on what bounds logits."""
     tensors = opened.manifest.tensors
     broken: list[str] = []
+    bounds: list[Claim] = []
     try:
         with (
             artifact.mapped(files.inside(opened.path, artifact.WEIGHTS)) as data,
@@ -121,8 +123,10 @@ def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[C
                     progress("checking tensors", done, len(tensors), "tensors")
                 with view[tensor.offset : tensor.offset + tensor.size] as span:
                     found = xxhash.xxh3_64_hexdigest(span)
-                    if not finite.all_finite(span, _scanned(tensor)):
+                    if not finite.all_finite(span, _scanned(tensor), tensor.n, tensor.k):
                         broken.append(tensor.name)
+                    elif tensor.format == "int8_split":
+                        bounds.append(_bounds(tensor, span))
                 what = f"tensor {tensor.name}: xxh3 {tensor.xxh3}"
                 if found == tensor.xxh3:
                     yield Claim("xxh3", what, "holds")
@@ -137,6 +141,15 @@ def _tensors(opened: artifact.Artifact, progress: Progress | None) -> Iterator[C
         yield Claim("finite", what, "refuted", f"NaN or infinite in {broken[0]}{others}")
     else:
         yield Claim("finite", what, "holds")
+    yield from bounds
+
+
+def _bounds(tensor: artifact.Tensor, span: memoryview) -> Claim:
+    from subsecond.formats.pack import radii_hold  # NumPy: not for those who only generate
+
+    holds = radii_hold(span, tensor.n, tensor.k)
+    what = f"tensor {tensor.name}: no logit lies outside the bounds of its upper part"
+    return Claim("bounds", what, "holds" if holds else "refuted")
 
 
 def _scanned(tensor: artifact.Tensor) -> str:
@@ -149,7 +162,10 @@ def _bindings(opened: artifact.Artifact, record: Certificate) -> Iterator[Claim]
         (artifact.WEIGHTS, record.weights_sha256),
         (artifact.PROGRAM, record.program_sha256),
         (artifact.TOKENIZER, record.tokenizer_sha256),
+        (artifact.TEXT, record.text_sha256),
     ):
+        if not wanted:  # an older version's, which didn't record it
+            continue
         same = opened.manifest.files[name].sha256 == wanted
         what = f"the certificate is of this {name}"
         yield Claim("certificate", what, "holds" if same else "refuted")

@@ -7,12 +7,15 @@ templates, models, sequences.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import msgspec
 
 from subsecond.errors import InputError, ModelError, TextError, UnsupportedError
 from subsecond.text.tokenizer_parts import check_parts
@@ -98,11 +101,16 @@ class Tokenizer:
     def __init__(self, data: bytes | str) -> None:
         from tokenizers import Tokenizer as Library
 
-        check_parts(data)
+        replaced = check_parts(data)
         with _library_errors(ModelError, "tokenizer.json can't be read: %s"):
             self._library: Any = (
                 Library.from_str(data) if isinstance(data, str) else Library.from_buffer(data)
             )
+            if replaced:
+                model = {"type": "BPE", "vocab": {}, "merges": []}
+                parts = Library.from_buffer(msgspec.json.encode({"model": model, **replaced}))
+                for kind in replaced:
+                    setattr(self._library, kind, getattr(parts, kind))
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True
@@ -246,13 +254,10 @@ class Tokenizer:
         """The token's spelling in the vocabulary; None for an id that the tokenizer doesn't
         have.
         """
+        if not 0 <= token_id < 1 << 32:  # what the library's own integers hold
+            return None
         spelling: str | None = self._library.id_to_token(token_id)
         return spelling
-
-    def _has(self, token_id: int) -> bool:
-        """Whether the id has an entry; what is no 32-bit unsigned integer has none."""
-        valid = isinstance(token_id, int) and 0 <= token_id < 1 << 32
-        return valid and self.token(token_id) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds to a text; empty for control tokens and unknown ids.
@@ -266,15 +271,21 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, as a continuation: a leading space is kept. Bad UTF-8 becomes
-        U+FFFD. TextError for an id without an entry in the vocabulary.
+        U+FFFD, an unfinished character at the end too (a generated text ends before it). TextError
+        for what is no integer, and for an id without an entry in the vocabulary.
         """
-        for token_id in token_ids:
-            if not self._bytes_of_token.get(token_id) and not self._has(token_id):
+        try:
+            ids = list(map(operator.index, token_ids))  # NumPy's and PyTorch's integers too
+        except TypeError as error:
+            raise TextError(f"token_ids must be a list or array of integers: {error}") from None
+        for token_id in ids:
+            if not self._bytes_of_token.get(token_id) and self.token(token_id) is None:
+                shown = token_id if abs(token_id) < 1 << 64 else "of more than 64 bits"
                 raise TextError(
-                    f"token id {token_id!r} isn't in the tokenizer's vocabulary of "
+                    f"token id {shown} isn't in the tokenizer's vocabulary of "
                     f"{self.vocab_size:,} entries"
                 )
-        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def _make_bytes(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
