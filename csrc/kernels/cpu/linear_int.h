@@ -104,6 +104,12 @@ BlockFunction<Kernel> block_of(int64_t rows) {
     }
 }
 
+// Blocks of rows that `rows` rows are taken in.
+template <typename Kernel>
+int64_t passes_of(int64_t rows) {
+    return rows <= Kernel::most_rows ? 1 : 1 + ceil_div(rows - Kernel::most_rows, Kernel::max_rows);
+}
+
 // While tiles are worked on, the next ones are brought into L2 (or, if they leave room there, into L1), a share of them
 // in each pass over the rows.
 template <typename Kernel>
@@ -122,7 +128,7 @@ void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m,
     const typename Kernel::Cursor w = Kernel::start(weight);
     const act_group* a = static_cast<const act_group*>(act);
     const int64_t groups = ceil_div(k, group_int), act_stride = act_bytes_int(k);
-    const int64_t passes = ceil_div(m, Kernel::max_rows);
+    const int64_t passes = passes_of<Kernel>(m);
     for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
         const bool wide = m > few_rows && t + Kernel::max_tiles <= tiles;
         taken = wide ? Kernel::max_tiles : 1;

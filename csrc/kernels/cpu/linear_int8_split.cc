@@ -194,7 +194,7 @@ void product_joined(Tiles weight, int64_t tiles, int64_t k, const void* act, int
     const SplitCursor w = Int8Split::start(weight);
     const act_group* a = static_cast<const act_group*>(act);
     constexpr int64_t first_rows = Int8::max_rows;
-    const int64_t passes = ceil_div(m, Int8::max_rows);
+    const int64_t passes = 1 + passes_of<Joined>(m - first_rows);
     const int64_t most = Int8::max_tiles * groups <= buffer_blocks ? Int8::max_tiles : 1;
     for (int64_t t = 0, taken = 0; t < tiles; t += taken) {
         const bool wide = t + most <= tiles && most > 1;
