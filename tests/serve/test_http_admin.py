@@ -184,9 +184,12 @@ def test_a_certificate_of_other_files_is_foreign_at_the_start_too(
     artifact: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(artifact, tmp_path / "a")
-    rewrite(tmp_path / "a", tokenizer_sha256="1" * 64)
-    with pytest.raises(ModelError, match=r"not of this tokenizer\.json"):
-        TextSide.open("a", tmp_path / "a")
+    for name in ("tokenizer", "text"):
+        rewrite(tmp_path / "a", **{f"{name}_sha256": "1" * 64})
+        with pytest.raises(ModelError, match=rf"not of this {name}\.json"):
+            TextSide.open("a", tmp_path / "a")
+        shutil.rmtree(tmp_path / "a")
+        shutil.copytree(artifact, tmp_path / "a")
 
 
 def promised(tokens: int, deadline_s: float) -> Desk:

@@ -1,6 +1,7 @@
-"""What to measure at the start, and the fit of a cost model to it.
+"""The fit of a cost model to measured steps.
 
-Owns: the list of steps to run, the least-squares fit. Does not know: how a step is run, clocks.
+Owns: the points of the curve, the least-squares fit. Does not know: which steps are measured, how a
+step is run, clocks.
 """
 
 from __future__ import annotations
@@ -9,59 +10,13 @@ import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
-import msgspec
-
-from subsecond.engine.cost import MAX_SECONDS, Coefficients, StepShape, shape_of
+from subsecond.engine.cost import MAX_SECONDS, Coefficients, StepShape
 from subsecond.errors import InputError
 
 CURVE = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens at which the curve has its points, as far as a step may have so many."""
 
-_DEEP = 1024  # positions of a long context, whose cost must stand out from the weights'
 _MOST_SECONDS = 60.0  # one step; more is no measurement of a machine that promises seconds
-
-
-class Probe(msgspec.Struct, frozen=True):
-    """A step to measure. sequences: (tokens to compute, positions stored before) of each; every
-    sequence chooses one token. repeats: times to run it.
-
-    What the stored positions hold doesn't matter to the time: they needn't be computed before.
-    """
-
-    sequences: tuple[tuple[int, int], ...]
-    repeats: int
-
-    @property
-    def shape(self) -> StepShape:
-        return shape_of([(tokens, context, 1) for tokens, context in self.sequences])
-
-
-def probes(*, max_tokens: int, max_sequences: int, context: int) -> list[Probe]:
-    """The steps to measure before a model can be promised, cheapest first.
-
-    max_tokens, max_sequences: of one step; context: most positions of a sequence. On a machine that
-    decodes in 3 ms and takes 200 ms for 512 tokens they take about a second together. They part
-    what the model adds up: tokens of one sequence against tokens of many (rows), short against long
-    contexts, with one token (stored positions) and with many (positions).
-    """
-    deep = max(min(_DEEP, context - 1), 0)
-    found: list[Probe] = []
-    for tokens in _points(max_tokens):
-        if tokens > context:
-            break
-        repeats = 5 if tokens <= 4 else 3 if tokens <= 32 else 2 if tokens <= 64 else 1
-        found.append(Probe(((tokens, 0),), repeats))
-        if 1 < tokens <= min(16, max_sequences):  # a token each
-            found.append(Probe(((1, min(63, deep)),) * tokens, repeats))
-    many = min(8, max_sequences, max_tokens)
-    found.append(Probe(((1, deep),), 5))
-    found.append(Probe(((1, deep // 2),) * many, 3))
-    if max_tokens >= 32 and deep > 32:
-        found.append(Probe(((32, deep - 32),), 3))
-        found.append(Probe(((24, deep // 2), *((1, 127 % (deep + 1)),) * (many // 2)), 3))
-    if max_tokens >= 128 and deep > 128:
-        found.append(Probe(((128, deep - 128),), 1))
-    return sorted(found, key=lambda probe: (probe.shape.tokens, probe.shape.stored))
 
 
 def fit(measured: Sequence[tuple[StepShape, float]]) -> Coefficients:

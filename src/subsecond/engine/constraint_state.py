@@ -53,7 +53,7 @@ class Grammars:
 
         self.words = -(-vocabulary.size // 32)
         self._source = _Source(vocabulary)
-        self._library = self._source.library = LLTokenizer(
+        self._tokens = self._source.tokenizer = LLTokenizer(
             TokenizerWrapper(self._source),
             n_vocab=len(self._source.tokens),
             eos_token=list(vocabulary.stop_ids) or [self._source.eos_token_id],
@@ -80,7 +80,7 @@ class Grammars:
             return found
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._library, constraint.grammar(), log_level=0, limits=limits())
+        matcher = LLMatcher(self._tokens, constraint.grammar(), log_level=0, limits=limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # what can't begin is refused here
         if matcher.is_error():
@@ -105,7 +105,7 @@ class _Source:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.library: object = None
+        self.tokenizer: object = None
         self.tokens = list(vocabulary.tokens)
         self.special_token_ids = sorted({*vocabulary.control_ids, *vocabulary.stop_ids})
         self.bos_token_id = None
@@ -122,7 +122,7 @@ class _Source:
         """Some tokens of a text; any will do: it is for what is written, not for what is read."""
         if not isinstance(text, str):
             raise TypeError("texts only")
-        return self.library.greedy_tokenize(text)  # type: ignore[attr-defined, no-any-return]
+        return self.tokenizer.greedy_tokenize(text)  # type: ignore[attr-defined, no-any-return]
 
 
 class Compiled:

@@ -17,7 +17,6 @@ step for all of a sequence's tokens; in decode this is the dearer by far).
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -173,10 +172,6 @@ class CostModel:
     def bound(self, shape: StepShape) -> float:
         """Seconds that a step takes at most, as far as promises go."""
         return self.factor * self.seconds(shape)
-
-    def tokens_within(self, seconds: float) -> int:
-        """Most tokens whose curve (times the factor) is at most `seconds`; 0 where none is."""
-        return bisect_right(self.table, seconds / self.factor) - 1
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """Learns from a step that took `seconds`.

@@ -8,7 +8,7 @@ the figures are computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -88,15 +88,22 @@ def decode(data: bytes) -> Certificate:
     return certificate
 
 
+def bound_files(record: Certificate) -> Iterator[tuple[str, str]]:
+    """(name, SHA-256) of the files that the certificate is of. text.json is not among them in
+    certificates of versions that didn't record it.
+    """
+    yield "weights.bin", record.weights_sha256
+    yield "program.json", record.program_sha256
+    yield "tokenizer.json", record.tokenizer_sha256
+    if record.version >= 3 or record.text_sha256:
+        yield "text.json", record.text_sha256
+
+
 def check_binding(record: Certificate, files: Mapping[str, str]) -> None:
     """Raises ModelError unless the certificate is of these files (name: SHA-256), and of no others:
     one that was made of another artifact says nothing about this one.
     """
-    for name, wanted in (
-        ("weights.bin", record.weights_sha256),
-        ("program.json", record.program_sha256),
-        ("tokenizer.json", record.tokenizer_sha256),
-    ):
+    for name, wanted in bound_files(record):
         if files.get(name) != wanted:
             raise ModelError(
                 f"certificate.json is not of this {name}, but of another artifact's; convert the "

@@ -158,14 +158,7 @@ def _scanned(tensor: artifact.Tensor) -> str:
 
 def _bindings(opened: artifact.Artifact, record: Certificate) -> Iterator[Claim]:
     """The certificate speaks of these very files."""
-    for name, wanted in (
-        (artifact.WEIGHTS, record.weights_sha256),
-        (artifact.PROGRAM, record.program_sha256),
-        (artifact.TOKENIZER, record.tokenizer_sha256),
-        (artifact.TEXT, record.text_sha256),
-    ):
-        if not wanted:  # an older version's, which didn't record it
-            continue
+    for name, wanted in certificate.bound_files(record):
         same = opened.manifest.files[name].sha256 == wanted
         what = f"the certificate is of this {name}"
         yield Claim("certificate", what, "holds" if same else "refuted")
