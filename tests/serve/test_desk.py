@@ -139,7 +139,6 @@ def test_the_cost_model_learns_from_single_steps_alone() -> None:
     assert cost.scale == 1.0
     desk.on_step("m", stats(NOW_S, elapsed_s=1.0), NOW_S)
     assert cost.scale > 1.0
-    assert (desk.costs["m"].pages_used, desk.costs["m"].pages_total) == (1, 10)
 
 
 def test_no_model_makes_anothers_promises_late() -> None:

@@ -1,6 +1,7 @@
 """Every option of every command, once: a command is a dataclass, a flag is a field.
 
-Owns: the dataclasses, and the parsers that are derived from them. Does not know: what a command
+Owns: the dataclasses, and the parsers that are derived from them; those of `serve` and its like are
+in server_options, what all who run models share in execution_options. Does not know: what a command
 does; its function is imported when it runs, so that one command's start doesn't pay for the others.
 """
 

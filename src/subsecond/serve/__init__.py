@@ -1,5 +1,7 @@
-"""Serving over HTTP: schemas, errors, keys, limits, the audit log and the ledger of promises.
+"""Serving over HTTP: who may ask for what, what is promised, and how it is answered.
 
-Owns: what a request may say and who may send it. These modules take and give bytes and values; the
-HTTP framework is known to the application alone.
+A request's way: `protocol` (connections), `app` (routes, keys), `schema` (what it may say), `desk`
+(what is promised), `generation` (its life), `forms` (its answer). `loading` and `admin` bring
+models in and out, `calibrate` measures them; `metrics`, `ledger`, `audit` and `logs` record.
+Starlette is known to `app` alone, uvicorn to `run` and `protocol`.
 """

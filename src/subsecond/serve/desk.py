@@ -40,9 +40,6 @@ class Costs:
     limits: StepLimits
     ended_s: float = 0.0
     running: int = 0
-    waiting: int = 0
-    pages_used: int = 0
-    pages_total: int = 0
 
 
 @dataclass(eq=False)
@@ -56,7 +53,6 @@ class Entry:
     desk: Desk
     promised: list[int]  # tokens still promised, of each text that goes on
     wanted: list[int]  # the same of tokens at most
-    prompt_tokens: int
     ended: bool = False
     taken_s: float = 0.0
     stream: int = -1
@@ -135,9 +131,7 @@ class Desk:
             entry = self.streams.get(stream)
             if entry is not None:
                 entry.computed(left)
-        own.running, own.waiting = stats.running, stats.waiting
-        own.pages_used = stats.pages_total - stats.pages_free - stats.pages_cached
-        own.pages_total = stats.pages_total
+        own.running = stats.running
 
     def entry(
         self,
@@ -163,7 +157,7 @@ class Desk:
             choices=fields.n,
         )
         promised, wanted = [promised_tokens] * fields.n, [fields.max_tokens] * fields.n
-        return Entry(model, item, self, promised, wanted, prompt_tokens)
+        return Entry(model, item, self, promised, wanted)
 
     def take(self, new: Sequence[Entry], now_s: float) -> Decision:
         """Promises all of the new requests (of one model), which are then on their way, or none.
@@ -185,6 +179,10 @@ class Desk:
         tokenized, a lower bound of the tokens is enough to decline them.
         """
         own = self.costs[new[0].model]
+        if sum(entry.item.choices for entry in new) > own.limits.sequences:  # never, not later
+            return Decision(
+                promised=False, finish_s=math.inf, retry_after_s=math.inf, reason="too_large"
+            )
         others, others_s = self._others(new[0].model, now_s)
         held, free_s = self._after_step(new[0].model, own, now_s)
         free_s = max(free_s, self.taken_until_s) + others_s

@@ -90,7 +90,6 @@ class Generating:
         self.priority = server.rank(key, self.terms.priority)
         self.promise: ledger.Promise | None = None
         self.promised_tokens: int | None = None
-        self.decision: Decision | None = None
         self.again: Again
         self.stamps: list[Stamps] = []
         self.prompt_tokens = self.cached_tokens = 0
@@ -203,7 +202,6 @@ class Generating:
             for tokens, fields in zip(prompt_tokens, each, strict=True)
         ]
         found = server.desk.take(entries, now_s) if take else server.desk.judge(entries, now_s)
-        self.decision = found
         if promised:
             if not found.promised:
                 server.ledger.decline(self.key.id, name, "deadline")
@@ -460,7 +458,10 @@ def _declined(found: Decision, start_s: float, terms: Terms, now_s: float) -> De
     asked_ms = terms.deadline_ms or 0.0
     predicted_s = found.finish_s - start_s
     if found.reason == "too_large":
-        message = "the request is larger than this server can ever hold; lower max_tokens or n"
+        message = (
+            "the request is larger than what is computed together here; lower max_tokens or n, or "
+            "send fewer prompts at once"
+        )
     elif found.reason == "too_short":
         message = (
             f"the deadline is {asked_ms:g} ms, and even an idle server would need about "

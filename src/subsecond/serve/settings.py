@@ -58,8 +58,13 @@ class ServeSettings:
                     f"the model name {name!r:.80} must begin with a letter or digit and have only "
                     "letters, digits and . _ : @ / -"
                 )
-        if len(set(names)) < len(names):
-            raise InputError("two models have the same name; give each its own: NAME=PATH")
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two models are named {name!r}; give each a name: NAME=PATH")
+        if self.artifacts is not None and self.keys is None:
+            raise InputError("--artifacts is for an admin key to load from; give --keys too")
+        if self.artifacts is not None and not self.artifacts.is_dir():
+            raise InputError(f"--artifacts {str(self.artifacts)!r} is no folder; give one that is")
         if self.within_s is not None and not 0.001 <= self.within_s <= 86_400:
             raise InputError(f"within is {self.within_s:g} s, not from 0.001 to 86400")
         if not 0 <= self.port <= 65_535:
@@ -69,10 +74,10 @@ class ServeSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key are only of use together; give both")
         if self.answer_cache_bytes and self.state is None:
-            raise InputError("the answer cache lies in the folder of --state; give one")
+            raise InputError("--answer-cache lies in the folder of --state; give one")
         if self.answer_cache_bytes and self.answer_cache_bytes < LEAST_CACHE_BYTES:
             raise InputError(
-                f"the answer cache has {self.answer_cache_bytes} bytes; give at least 1M, or 0"
+                f"--answer-cache has {self.answer_cache_bytes} bytes; give at least 1M, or 0"
             )
         if self.keys is None and not self.is_local:
             raise InputError(
