@@ -146,6 +146,23 @@ def test_a_name_comes_before_its_arguments_end() -> None:
     assert parser.finish() == []
 
 
+@pytest.mark.parametrize("name", ["get\\_weather", "\\ud800"])
+@pytest.mark.parametrize("end", ["</tool_call>", ""])
+def test_a_name_that_is_no_json_is_text(name: str, end: str) -> None:
+    text = f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1}}}}{end}'
+    assert read(HERMES, text, []) == (text, [])
+
+
+@pytest.mark.parametrize("cut", range(0, 90, 3))
+def test_a_call_without_its_end_loses_nothing_that_follows(cut: int) -> None:
+    first = '<tool_call>{"name": "f", "arguments": {}}\n'
+    second = '<tool_call>{"name": "g", "arguments": {"a": 1}}</tool_call>'
+    assert read(HERMES, first + second, [cut]) == ("", [("f", "{}"), ("g", '{"a": 1}')])
+    assert (
+        read(HERMES, first + "And <b>prose</b>.", [min(cut, 50)])[0].strip() == "And <b>prose</b>."
+    )
+
+
 def test_text_is_held_only_while_it_may_be_a_mark() -> None:
     parser = ToolCalls(HERMES)
     assert parser.push("a <tool_c") == [Said("a")]

@@ -24,6 +24,8 @@ from subsecond.errors import RequestError
 if TYPE_CHECKING:
     import llguidance
 
+    from subsecond.engine.constraint_state import Grammars
+
 MAX_BYTES = 128 << 10
 """Longest schema (as JSON), expression or list of choices."""
 
@@ -156,7 +158,7 @@ class Constraint(msgspec.Struct, frozen=True):
         """
         if self.kind == "grammar":
             return self.closable
-        return _checked(self, self._closes())
+        return _checked(self)
 
     def grammar(self) -> str:
         """The constraint as llguidance reads it. RequestError for what it can't read at all."""
@@ -212,18 +214,18 @@ def limits() -> llguidance.LLParserLimits:
 
 
 @functools.lru_cache(maxsize=64)
-def _checked(constraint: Constraint, closes: bool) -> bool:
-    from subsecond.engine.constraint_state import Grammars, Vocabulary
-
-    state = _bytes_only(Grammars, Vocabulary).compile(constraint).start()
-    return closes and state.closing(MAX_CLOSING_TOKENS) is not None
+def _checked(constraint: Constraint) -> bool:
+    state = _bytes_only().compile(constraint).start()
+    return constraint._closes() and state.closing(MAX_CLOSING_TOKENS) is not None
 
 
 @functools.cache
-def _bytes_only(grammars: Any, vocabulary: Any) -> Any:
+def _bytes_only() -> Grammars:
     """The vocabulary in which every byte is a token: enough to check a constraint."""
+    from subsecond.engine.constraint_state import Grammars, Vocabulary
+
     tokens = [bytes([byte]) for byte in range(256)]
-    return grammars(vocabulary(tokens, control_ids=[], stop_ids=[]))
+    return Grammars(Vocabulary(tokens, control_ids=[], stop_ids=[]))
 
 
 def _check_depth(value: Any) -> None:

@@ -51,7 +51,6 @@ class EntryView:
     key: bytes
     pages: tuple[int, ...]
     parent: int  # -1: a root
-    leaf: bool
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _entries(engine: Engine) -> tuple[tuple[EntryView, ...], list[str]]:
             for index, page in enumerate(child.pages):
                 if page != NO_PAGE and engine.prefixes.entries[index].get(page) is not child:
                     faults.append(f"group {index}: page {page} doesn't lead to its entry")
-            found.append(EntryView(key, tuple(child.pages), place, not child.children))
+            found.append(EntryView(key, tuple(child.pages), place))
             stack.append((child, len(found) - 1))
     return tuple(found), faults
 

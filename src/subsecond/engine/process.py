@@ -220,6 +220,8 @@ class EngineProcess:
                 raise EngineUnavailable("the server is stopping; ask another one, or later")
             if model is None:
                 raise EngineUnavailable(f"the model {message.model!r} is not loaded")
+            if message.id in self._preparing:
+                raise ValueError(f"request {message.id} exists already")
             if message.constraint is None:
                 model.submit(message)
             else:

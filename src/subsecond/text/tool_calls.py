@@ -154,8 +154,9 @@ class ToolCalls:
             self._mark += self._held[: self._held.index("[") + 1]
             self._held = self._held[self._held.index("[") + 1 :]
         found = _HEADER.match(self._held)
-        if found is not None:
-            self._begin(msgspec.json.decode(found["name"], type=str), parts)
+        name = None if found is None else _decoded(found["name"])
+        if found is not None and name is not None:
+            self._begin(name, parts)
             self._held = self._held[found.end() :]
             self._state, self._depth, self._string, self._escaped = "arguments", 0, False, False
             return
@@ -197,9 +198,11 @@ class ToolCalls:
         """Behind the arguments: the call's own end, or another call."""
         end = self._syntax.end
         if end:
-            place = self._held.find(end)
-            if place >= 0:
-                self._held, self._state = self._held[place + len(end) :], "text"
+            self._held = self._held.lstrip(_SPACES + "}")
+            if self._held and not end.startswith(self._held):  # else more of it may come
+                self._held, self._state = self._held.removeprefix(end), "text"
+            elif self._held == end:
+                self._held, self._state = "", "text"
             return
         text = self._held.lstrip(_SPACES + "}")
         separator = "," if self._syntax.name == "mistral" else ";"
@@ -252,3 +255,11 @@ def _joined(parts: list[Part]) -> list[Part]:
         else:
             own.append(part)
     return own
+
+
+def _decoded(quoted: str) -> str | None:
+    """A JSON string's text; None for an escape that JSON doesn't have."""
+    try:
+        return msgspec.json.decode(quoted, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
