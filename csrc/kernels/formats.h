@@ -105,14 +105,16 @@ inline Tiles tiles_at(Format f, const uint8_t* data, int64_t tiles, int64_t k, i
 // Stored KV cache formats. A block holds kv_block positions of one KV head: its K part, then its V part.
 //   f32 : K [head_dim][64] f32,              V [64][head_dim] f32
 //   bf16: K [head_dim/2][64][2] bf16,        V [64/2][head_dim][2] bf16   (pairs feed vdpbf16ps)
-//   int8: K [head_dim/4][64][4] s8 + scale[64] f32,  V [64/4][head_dim][4] s8 + scale[64] f32  (scale per token)
+//   int8: K [head_dim/4][64][4] s8 + scale[64] f32,
+//         V [64/4][head_dim][4] s8 + level[64] f32 + inverse[64] f32   (scales per token; of V: log2 and 1 / scale)
 // head_dim is padded to a multiple of 16 (head_dim_padded) in every part.
+constexpr float kv_int8_floor = 1e-30f;  // vectors that are smaller are stored as zeros, V's with this scale
 enum class KvFormat : uint8_t { f32 = 0, bf16 = 1, int8 = 2 };
 constexpr int64_t kv_block = 64;
 constexpr int64_t head_dim_padded(int64_t d) { return ceil_div(d, 16) * 16; }
 constexpr int64_t kv_block_bytes(KvFormat f, int64_t head_dim) {
     const int64_t values = 2 * kv_block * head_dim_padded(head_dim);
-    return f == KvFormat::f32 ? values * 4 : f == KvFormat::bf16 ? values * 2 : values + 2 * kv_block * 4;
+    return f == KvFormat::f32 ? values * 4 : f == KvFormat::bf16 ? values * 2 : values + 3 * kv_block * 4;
 }
 
 }  // namespace subsecond

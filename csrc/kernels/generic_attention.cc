@@ -91,19 +91,21 @@ struct ViewInt8 {
     static int64_t value_at(int64_t padded, int64_t slot, int64_t d) {
         return ((slot / 4) * padded + d) * 4 + slot % 4;
     }
-    static int64_t part_bytes(int64_t padded) { return kv_block * padded + kv_block * 4; }
+    static int64_t keys_bytes(int64_t padded) { return kv_block * padded + kv_block * 4; }
     static float key(const void* block, int64_t padded, int64_t slot, int64_t d) {
-        return read(static_cast<const uint8_t*>(block), padded, slot, key_at(slot, d));
+        const uint8_t* keys = static_cast<const uint8_t*>(block);
+        float scale;
+        memcpy(&scale, keys + kv_block * padded + slot * 4, sizeof scale);
+        return scale * static_cast<float>(static_cast<int8_t>(keys[key_at(slot, d)]));
     }
     static float value(const void* block, int64_t padded, int64_t slot, int64_t d) {
-        return read(static_cast<const uint8_t*>(block) + part_bytes(padded), padded, slot, value_at(padded, slot, d));
+        const uint8_t* values = static_cast<const uint8_t*>(block) + keys_bytes(padded);
+        float inverse;
+        memcpy(&inverse, values + kv_block * (padded + 4) + slot * 4, sizeof inverse);
+        return static_cast<float>(static_cast<int8_t>(values[value_at(padded, slot, d)])) / inverse;
     }
-    static float read(const uint8_t* part, int64_t padded, int64_t slot, int64_t at) {
-        float scale;
-        memcpy(&scale, part + kv_block * padded + slot * 4, sizeof scale);
-        return scale * static_cast<float>(static_cast<int8_t>(part[at]));
-    }
-    // The scale is absmax / 127; NaN when a value is not finite, so that a broken sequence stays visible.
+    // The scale is absmax / 127, for vectors below `floor` 0; NaN when a value is not finite, so that a broken sequence
+    // stays visible.
     static float quantize(const float* x, int64_t n, float* inverse) {
         float largest = 0.0f;
         bool finite = true;
@@ -112,18 +114,20 @@ struct ViewInt8 {
             finite = finite && size <= 3.4028234e38f;
             largest = size > largest ? size : largest;
         }
-        *inverse = finite && largest > 1e-30f ? 127.0f / largest : 0.0f;
+        *inverse = finite && largest > kv_int8_floor ? 127.0f / largest : 0.0f;
         if (!finite) return float_of(0x7fc00000u);
         return *inverse > 0.0f ? largest / 127.0f : 0.0f;
     }
     static void store(const float* k, const float* v, int64_t head_dim, int64_t slot, void* block) {
         const int64_t padded = head_dim_padded(head_dim);
         uint8_t* keys = static_cast<uint8_t*>(block);
-        uint8_t* values = keys + part_bytes(padded);
+        uint8_t* values = keys + keys_bytes(padded);
         float k_inverse, v_inverse;
         const float k_scale = quantize(k, head_dim, &k_inverse), v_scale = quantize(v, head_dim, &v_inverse);
+        const float size = v_scale == 0.0f ? kv_int8_floor : v_scale, level = log2f(size), inverse = 1.0f / size;
         memcpy(keys + kv_block * padded + slot * 4, &k_scale, 4);
-        memcpy(values + kv_block * padded + slot * 4, &v_scale, 4);
+        memcpy(values + kv_block * padded + slot * 4, &level, 4);
+        memcpy(values + kv_block * (padded + 4) + slot * 4, &inverse, 4);
         for (int64_t d = 0; d < padded; ++d) {
             keys[key_at(slot, d)] = code(d < head_dim ? k[d] : 0.0f, k_inverse);
             values[value_at(padded, slot, d)] = code(d < head_dim ? v[d] : 0.0f, v_inverse);

@@ -49,8 +49,9 @@ constexpr float screen_floor = 1e-33f;
 
 // Attention over one stored block of 64 positions of one KV head, for `rows` query rows that share this KV head.
 // A row sees the slots [lo[r], hi[r]) of the block; lo == hi means it sees nothing (m = -inf, l = 0, acc = 0).
-// The partial result of (row, block) is  m = max score,  l = sum exp(s - m),  acc = sum exp(s - m) * v : it depends on
-// the row and the block alone. merge() folds a partial into the running one, in ascending block order.
+// The partial result of (row, block) is  l = sum exp(s - m),  acc = sum exp(s - m) * v  for an m near the largest score
+// (int8 weighs it with the size of the values): it depends on the row and the block alone. merge() folds a partial into
+// the running one, in ascending block order.
 struct KvKernel {
     int64_t (*query_bytes)(int64_t head_dim);  // a prepared query row, multiple of 64
     void (*query_prepare)(const float* q, int64_t head_dim, float scale, void* row);  // scale folded into q

@@ -23,7 +23,7 @@ class ModelOptions:
     """Which model is run, and how. InputError for a value out of its range.
 
     weights: format of the matrices, one of WEIGHTS; None is int4, or what an artifact was converted
-    to. kv: format of the KV cache, one of KV_FORMATS (None: f32 with f32 weights, else bf16).
+    to. kv: format of the KV cache, one of KV_FORMATS (None: what conversion chose).
     threads: None is the number of processors that the process may use. isa: one of ISAS; None is
     the best that the processor has. max_tokens_per_step: longest piece of a prompt that is computed
     at once. max_sequences: texts that are computed together. context: most tokens of a prompt and

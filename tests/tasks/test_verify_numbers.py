@@ -19,7 +19,7 @@ from subsecond.formats import artifact, certificate
 from subsecond.formats.convert import convert
 from subsecond.formats.layout import FORMATS
 from subsecond.tasks import verify as verify_module
-from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.canary import tried
 from subsecond.tasks.verify import Claim, verify
 
 NAN, INFINITY = b"\x00\x7e", b"\x00\xfc"  # fp16
@@ -30,9 +30,7 @@ def certified(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """An artifact whose certificate has canaries."""
     folder = tmp_path_factory.mktemp("certified")
     tiny.write("qwen3", folder / "checkpoint", tokenizer=True)
-    return convert(
-        folder / "checkpoint", folder / "artifact", request.param, canaries=canaries_of
-    ).path
+    return convert(folder / "checkpoint", folder / "artifact", request.param, trial=tried).path
 
 
 @pytest.fixture

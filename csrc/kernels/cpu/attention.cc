@@ -18,8 +18,9 @@ struct DotF32 {
     SUBSECOND_INLINE f32x16 multiply(const uint8_t* a, int64_t k, Stored b, f32x16 acc) {
         return fma(set1(reinterpret_cast<const float*>(a)[k]), b, acc);
     }
+    template <bool whole>
     SUBSECOND_INLINE float probabilities(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
-        return exponentials(s, m, view, p);
+        return exponentials<whole>(s, m, view, p);
     }
 };
 

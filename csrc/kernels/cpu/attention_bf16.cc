@@ -85,12 +85,17 @@ struct DotBf16 {
         memcpy(&pair, a + 4 * k, sizeof pair);
         return _mm512_dpbf16_ps(acc, b, (Stored)_mm512_set1_epi32(pair));
     }
+    template <bool whole>
     SUBSECOND_INLINE float probabilities(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
         const Stored ones = (Stored)_mm512_set1_epi32(0x3f803f80);
+        const f32x16 scale = set1(log2_e), shift = sub(zero(), mul(m, scale));
         f32x16 sum = zero();
         for (int v = 0; v < block_vectors; v += 2) {
-            const f32x16 low = select(view, v, fast_exp(s[v], m), zero());
-            const f32x16 high = select(view, v + 1, fast_exp(s[v + 1], m), zero());
+            f32x16 low = fast_exp2(fma(s[v], scale, shift)), high = fast_exp2(fma(s[v + 1], scale, shift));
+            if (!whole) {
+                low = select(view, v, low, zero());
+                high = select(view, v + 1, high, zero());
+            }
             const Stored pairs = _mm512_cvtne2ps_pbh(high, low);
             _mm512_store_si512(p + v * 32, (__m512i)pairs);
             sum = _mm512_dpbf16_ps(sum, pairs, ones);
@@ -163,8 +168,9 @@ struct DotBf16 {
         const float* pair = reinterpret_cast<const float*>(a) + 2 * k;
         return fma(set1(pair[1]), b.odd, fma(set1(pair[0]), b.even, acc));
     }
+    template <bool whole>
     SUBSECOND_INLINE float probabilities(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
-        return exponentials(s, m, view, p);
+        return exponentials<whole>(s, m, view, p);
     }
 };
 

@@ -36,10 +36,12 @@ SUBSECOND_INLINE void accumulate_edge(f32x16 (&acc)[R][C], const uint8_t* a, int
 }
 
 // exp(s - m) of the slots in view to p, in f32, and their sum.
+template <bool whole>
 SUBSECOND_INLINE float exponentials(const f32x16 (&s)[block_vectors], f32x16 m, View view, uint8_t* p) {
     f32x16 e[block_vectors];
     for (int v = 0; v < block_vectors; ++v) {
-        e[v] = select(view, v, vector_exp(sub(s[v], m)), zero());
+        e[v] = vector_exp(sub(s[v], m));
+        if (!whole) e[v] = select(view, v, e[v], zero());
         store(reinterpret_cast<float*>(p) + lanes * v, e[v]);
     }
     return reduce_sum(e);
@@ -49,6 +51,7 @@ template <typename Dot>
 struct FloatKernel {
     static constexpr int tile_rows = float_rows;
     static constexpr int64_t p_bytes = Dot::p_bytes;
+    static constexpr int p_none = 0;
     static int64_t query_bytes(int64_t head_dim) { return Dot::query_bytes(head_dim); }
     static int64_t part_bytes(int64_t padded) { return padded / Dot::slots * block_vectors * 64; }
 
@@ -75,11 +78,21 @@ struct FloatKernel {
         }
     }
 
-    static __attribute__((noinline)) void soften(const float* score, View view, float softcap, const uint8_t*, int64_t,
-                                                 uint8_t* p, float* m, float* l) {
+    static float score_scale(const uint8_t*) { return 1.0f; }  // query_prepare's
+
+    template <bool whole>
+    static __attribute__((noinline)) void soften_row(const float* score, View view, uint8_t* p, float* m, float* l) {
         f32x16 s[block_vectors];
-        *m = load_scores(score, view, softcap, s);
-        *l = Dot::probabilities(s, set1(*m), view, p);
+        *m = load_scores<whole>(score, view, s);
+        *l = Dot::template probabilities<whole>(s, set1(*m), view, p);
+    }
+
+    template <int R, bool whole>
+    static void soften(float* score, const float*, const int32_t* lo, const int32_t* hi, const uint8_t*, int64_t,
+                       uint8_t* p, float* m, float* l) {
+        for (int r = 0; r < R; ++r)
+            if (lo[r] < hi[r])
+                soften_row<whole>(score + r * kv_block, view_of(lo[r], hi[r]), p + r * p_bytes, m + r, l + r);
     }
 
     template <int R, int C>

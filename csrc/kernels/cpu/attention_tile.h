@@ -17,9 +17,10 @@ namespace {
 
 constexpr int block_vectors = static_cast<int>(kv_block) / lanes;
 constexpr float minus_infinity = -__builtin_inff();
+constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 // View: the slots [lo, hi) that a row sees. select(view, v, x, other): of vector v of the block, x where in view.
-// fast_exp(s, m): exp(s - m) to 4e-6 or better, for probabilities that are rounded afterwards.
+// fast_exp2(y): 2^y to 4e-6 or better, for probabilities that are rounded afterwards.
 #if defined(__AVX512F__)
 
 #if defined(__AVX512BF16__)
@@ -38,9 +39,7 @@ SUBSECOND_INLINE View view_of(int32_t lo, int32_t hi) {
 SUBSECOND_INLINE f32x16 select(View view, int v, f32x16 x, f32x16 other) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(view.slots >> (lanes * v)), other, x);
 }
-SUBSECOND_INLINE f32x16 fast_exp(f32x16 s, f32x16 m) {
-    const f32x16 log2_e = set1(1.44269504f);
-    const f32x16 y = fma(s, log2_e, sub(zero(), mul(m, log2_e)));
+SUBSECOND_INLINE f32x16 fast_exp2(f32x16 y) {
     const f32x16 f = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF);  // y - floor(y)
     f32x16 p = set1(1.3534167e-2f);                               // 2^f on [0, 1): relative error 4e-6
     p = fma(p, f, set1(5.2011464e-2f));
@@ -68,7 +67,7 @@ SUBSECOND_INLINE f32x16 select(View view, int v, f32x16 x, f32x16 other) {
     return {select_quarter(view, lanes * v, x.a, other.a), select_quarter(view, lanes * v + 4, x.b, other.b),
             select_quarter(view, lanes * v + 8, x.c, other.c), select_quarter(view, lanes * v + 12, x.d, other.d)};
 }
-SUBSECOND_INLINE f32x16 fast_exp(f32x16 s, f32x16 m) { return vector_exp(sub(s, m)); }
+SUBSECOND_INLINE f32x16 fast_exp2(f32x16 y) { return vector_exp(mul(y, set1(ln_2))); }
 
 #else
 
@@ -87,7 +86,7 @@ SUBSECOND_INLINE __m256 select_half(View view, int first, __m256 x, __m256 other
 SUBSECOND_INLINE f32x16 select(View view, int v, f32x16 x, f32x16 other) {
     return {select_half(view, lanes * v, x.lo, other.lo), select_half(view, lanes * v + 8, x.hi, other.hi)};
 }
-SUBSECOND_INLINE f32x16 fast_exp(f32x16 s, f32x16 m) { return vector_exp(sub(s, m)); }
+SUBSECOND_INLINE f32x16 fast_exp2(f32x16 y) { return vector_exp(mul(y, set1(ln_2))); }
 
 #endif
 
@@ -106,14 +105,20 @@ SUBSECOND_INLINE Span span_of(const int32_t* lo, const int32_t* hi, int rows) {
     return span;
 }
 
-// The scores of a row, capped, and -inf where it sees nothing; returns the largest.
-SUBSECOND_INLINE float load_scores(const float* score, View view, float softcap, f32x16 (&s)[block_vectors]) {
-    for (int v = 0; v < block_vectors; ++v) s[v] = load(score + lanes * v);
-    if (softcap > 0.0f) {
-        for (int v = 0; v < block_vectors; ++v) s[v] = mul(vector_tanh(mul(s[v], set1(1.0f / softcap))), set1(softcap));
+// The scores of a row, -inf where it sees nothing; returns the largest. `whole`: it sees all slots.
+template <bool whole>
+SUBSECOND_INLINE float load_scores(const float* score, View view, f32x16 (&s)[block_vectors]) {
+    for (int v = 0; v < block_vectors; ++v) {
+        s[v] = load(score + lanes * v);
+        if (!whole) s[v] = select(view, v, s[v], set1(minus_infinity));
     }
-    for (int v = 0; v < block_vectors; ++v) s[v] = select(view, v, s[v], set1(minus_infinity));
     return reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
+}
+
+// cap * tanh(scale * s / cap) in place.
+static __attribute__((noinline)) void cap_scores(float* score, float scale, float cap) {
+    for (int v = 0; v < block_vectors; ++v)
+        store(score + lanes * v, mul(vector_tanh(mul(load(score + lanes * v), set1(scale / cap))), set1(cap)));
 }
 
 SUBSECOND_INLINE float reduce_sum(const f32x16 (&x)[block_vectors]) {
@@ -126,10 +131,14 @@ SUBSECOND_INLINE void fetch(const uint8_t* ahead, int64_t at) {
 }
 
 // One tile of R rows over one block. `ahead` is a block to fetch meanwhile, or nullptr. A Kernel has
-//   tile_rows:  the most rows of a tile (at most 6)
-//   scores<R>:  q * k of the columns (16 slots each) first..last-1 to score[R][64]
-//   soften:     scores of one row to probabilities p (p_bytes, in the form that `values` multiplies); m and l
-//   values<R>:  p * v over the span to out[R][padded]
+//   tile_rows:    the most rows of a tile (at most 6)
+//   scores<R>:    q * k of the columns (16 slots each) first..last-1 to score[R][64], but for ...
+//   score_scale:  ... this factor of the row that is prepared at `query`
+//   soften<R, whole>: scores, times `factor` each row's, to probabilities p (p_bytes a row, in the form that `values`
+//                 multiplies), m and l. whole: every row sees every slot; else what a row that sees nothing gets is
+//                 overwritten
+//   p_none:       the byte that probabilities of 0 consist of
+//   values<R>:    p * v over the span to out[R][padded]
 template <typename Kernel, int R>
 static void attend_tile(const uint8_t* query, const uint8_t* block, const uint8_t* ahead, int64_t head_dim,
                         const int32_t* lo, const int32_t* hi, float softcap, float* m, float* l, float* out) {
@@ -137,18 +146,27 @@ static void attend_tile(const uint8_t* query, const uint8_t* block, const uint8_
     const Span span = span_of(lo, hi, R);
     alignas(64) float score[R * kv_block];
     alignas(64) uint8_t p[R * Kernel::p_bytes];
-    if (span.lo < span.hi)
+    float factor[R];
+    bool whole = true;
+    for (int r = 0; r < R; ++r) {
+        factor[r] = Kernel::score_scale(query + r * Kernel::query_bytes(head_dim));
+        whole = whole && lo[r] <= 0 && hi[r] >= kv_block;
+    }
+    if (span.lo < span.hi) {
         Kernel::template scores<R>(query, block, ahead, head_dim, static_cast<int>(span.lo) / lanes,
                                    static_cast<int>(span.hi + lanes - 1) / lanes, score);
-    for (int r = 0; r < R; ++r) {
-        if (lo[r] < hi[r]) {
-            Kernel::soften(score + r * kv_block, view_of(lo[r], hi[r]), softcap, block + part, padded,
-                           p + r * Kernel::p_bytes, m + r, l + r);
-        } else {
-            m[r] = minus_infinity;
-            l[r] = 0.0f;
-            memset(p + r * Kernel::p_bytes, 0, Kernel::p_bytes);
+        for (int r = 0; softcap > 0.0f && r < R; ++r) {
+            cap_scores(score + r * kv_block, factor[r], softcap);
+            factor[r] = 1.0f;
         }
+        const auto soften = whole ? Kernel::template soften<R, true> : Kernel::template soften<R, false>;
+        soften(score, factor, lo, hi, block + part, padded, p, m, l);
+    }
+    for (int r = 0; r < R; ++r) {
+        if (lo[r] < hi[r]) continue;
+        m[r] = minus_infinity;
+        l[r] = 0.0f;
+        memset(p + r * Kernel::p_bytes, Kernel::p_none, Kernel::p_bytes);
     }
     Kernel::template values<R>(p, block + part, ahead == nullptr ? nullptr : ahead + part, padded, span, out);
 }

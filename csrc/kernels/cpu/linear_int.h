@@ -45,7 +45,8 @@ SUBSECOND_INLINE void add_in_place(__m256i& sum, __m256i x) {
 }
 #endif
 
-// What a block asks memory for while it works: so many cache lines a group.
+// What a block asks memory for while it works: so many cache lines a group. (Handed over field by field: as a struct it
+// would go through the stack in a wider piece than it was written in, and each block would wait for that.)
 struct Ahead {
     const char* from;
     int64_t lines;
@@ -62,7 +63,8 @@ struct Ahead {
 // (Loops over the sums are unrolled by pragma: left to itself GCC keeps the array in memory at both ends of the loop.)
 template <typename Kernel, int rows, int tiles>
 void block(typename Kernel::Cursor weight, int64_t groups, const act_group* act, int64_t act_stride, float* out,
-           int64_t out_stride, Ahead ahead) {
+           int64_t out_stride, const char* ahead_from, int64_t ahead_lines, bool ahead_near) {
+    Ahead ahead = {ahead_from, ahead_lines, ahead_near};
     f32x16 sum[rows][tiles];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
@@ -81,7 +83,8 @@ void block(typename Kernel::Cursor weight, int64_t groups, const act_group* act,
 }
 
 template <typename Kernel>
-using BlockFunction = void (*)(typename Kernel::Cursor, int64_t, const act_group*, int64_t, float*, int64_t, Ahead);
+using BlockFunction = void (*)(typename Kernel::Cursor, int64_t, const act_group*, int64_t, float*, int64_t,
+                               const char*, int64_t, bool);
 
 // A last block may have up to most_rows, so that no lone row or two follow.
 template <typename Kernel, int tiles>
@@ -139,7 +142,7 @@ void product(Tiles weight, int64_t tiles, int64_t k, const void* act, int64_t m,
             const BlockFunction<Kernel> run =
                 wide ? block_of<Kernel, Kernel::max_tiles>(rows) : block_of<Kernel, 1>(rows);
             run(w + t * groups, groups, act_at(a, r * act_stride), act_stride, out + r * out_stride + t * lanes,
-                out_stride, ahead);
+                out_stride, ahead.from, ahead.lines, ahead.near);
             ahead.pass(groups);
         }
     }

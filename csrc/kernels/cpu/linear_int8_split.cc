@@ -203,13 +203,15 @@ void product_joined(Tiles weight, int64_t tiles, int64_t k, const void* act, int
         float* first_out = out + t * lanes;
         const BlockFunction<Int8Joining> join =
             wide ? block<Int8Joining, first_rows, Int8::max_tiles> : block<Int8Joining, first_rows, 1>;
-        join({w + t * groups, joined}, groups, a, act_stride, first_out, out_stride, ahead);
+        join({w + t * groups, joined}, groups, a, act_stride, first_out, out_stride, ahead.from, ahead.lines,
+             ahead.near);
         for (int64_t r = first_rows, rows = 0; r < m; r += rows) {
             ahead.pass(groups);
             rows = m - r <= Int8::most_rows ? m - r : Int8::max_rows;
             const BlockFunction<Joined> run =
                 wide ? block_of<Joined, Int8::max_tiles>(rows) : block_of<Joined, 1>(rows);
-            run(joined, groups, act_at(a, r * act_stride), act_stride, first_out + r * out_stride, out_stride, ahead);
+            run(joined, groups, act_at(a, r * act_stride), act_stride, first_out + r * out_stride, out_stride,
+                ahead.from, ahead.lines, ahead.near);
         }
     }
 }

@@ -21,7 +21,7 @@ from subsecond.program.ops import linear_count
 from subsecond.program.program import Op, Program
 
 KV_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "int8": 1}  # of one stored value
-_KV_SCALES_BYTES = 8  # int8: an f32 scale for K and one for V, a position and head
+_KV_SCALES_BYTES = 12  # int8: three f32, a position and head (csrc/kernels/formats.h)
 
 
 class Work(msgspec.Struct, frozen=True):

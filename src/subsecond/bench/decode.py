@@ -196,7 +196,7 @@ def bench(options: ModelOptions, lengths: Lengths, progress: Progress | None = N
         peak = _peak_memory_bytes()
         values = (decode, _values(run.prefill, count), _values(run.batch, count))
     machine = limits.measure(threads)
-    kv = options.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
+    kv = options.kv or opened.manifest.kv_default
     work = cost.work_of_artifact(opened, kv)
     return Result(
         model=options.model,

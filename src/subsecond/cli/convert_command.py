@@ -9,7 +9,7 @@ from subsecond.errors import InputError
 from subsecond.formats import artifact
 from subsecond.formats.progress import TerminalProgress
 from subsecond.formats.stored_program import read_program
-from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.canary import tried
 
 
 def run(options: Convert) -> int:
@@ -25,7 +25,7 @@ def run(options: Convert) -> int:
             options.weights,  # type: ignore[arg-type]
             strict=options.strict,
             progress=progress,
-            canaries=canaries_of,
+            trial=tried,
         )
     if made.replaced:
         console.note(f"subsecond: replaced the artifact that stood at {made.path}")

@@ -16,7 +16,7 @@ class Execution:
 
     weights: str | None = option(None, "format of the matrices (default: int4)", choices=WEIGHTS)
     kv: str | None = option(
-        None, "format of the KV cache (default: bf16; f32 with f32 weights)", choices=KV_FORMATS
+        None, "format of the KV cache (default: the one that conversion chose)", choices=KV_FORMATS
     )
     threads: int | None = option(
         None, "threads (default: as many as the process has processors)", type=integer

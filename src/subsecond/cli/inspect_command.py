@@ -26,7 +26,7 @@ def run(options: Inspect) -> int:
         path = locate(checked.model, checked.weights, progress=progress)  # type: ignore[arg-type]
     opened = artifact.open_artifact(path)
     program = read_program(opened)
-    kv = checked.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
+    kv = checked.kv or opened.manifest.kv_default
     work = cost.work_of_artifact(opened, kv)
     machine = limits.measure(checked.threads or int(native.host()["cpus"]))
     result = {

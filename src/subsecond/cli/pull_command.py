@@ -6,7 +6,7 @@ from subsecond.cli import console
 from subsecond.cli.options import Pull
 from subsecond.formats.locate import pull
 from subsecond.formats.progress import TerminalProgress
-from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.canary import tried
 
 
 def run(options: Pull) -> int:
@@ -16,7 +16,7 @@ def run(options: Pull) -> int:
             options.model,
             options.weights,  # type: ignore[arg-type]
             progress=progress,
-            canaries=canaries_of,
+            trial=tried,
         )
     if options.json:
         console.write_json({"model": options.model, "path": str(path)})

@@ -12,7 +12,7 @@ from subsecond.config import ModelOptions
 from subsecond.errors import InputError
 from subsecond.formats.locate import locate
 from subsecond.formats.progress import TerminalProgress
-from subsecond.tasks.canary import canaries_of
+from subsecond.tasks.canary import tried
 from subsecond.tasks.verify import Claim, verify
 
 UNDECIDED = 3
@@ -29,7 +29,7 @@ def run(options: Verify) -> int:
             options.artifact,
             options.weights,  # type: ignore[arg-type]
             progress=progress,
-            canaries=canaries_of,
+            trial=tried,
         )
         shown = progress if sys.stderr.isatty() else None  # a check takes seconds
         for claim in verify(path, threads=options.threads, progress=shown):

@@ -80,7 +80,8 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an artifact holds. `weights` is the choice that it was converted with; `warnings` are
-    what conversion had to say (keys that were not used, and the like)."""
+    what conversion had to say (keys that were not used, and the like); `kv` the KV cache that suits
+    it ("": it was not tried)."""
 
     format_version: int
     weights: WeightFormat
@@ -88,6 +89,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: list[Tensor]
     files: dict[str, File]
     warnings: list[str] = []
+    kv: Literal["", "f32", "bf16", "int8"] = ""
+
+    @property
+    def kv_default(self) -> str:
+        """The KV cache format where the user names none."""
+        return self.kv or ("f32" if self.weights == "f32" else "bf16")
 
 
 @dataclass(frozen=True)

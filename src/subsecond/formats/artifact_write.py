@@ -134,6 +134,7 @@ class Writer:
         self.tensors: list[Tensor] = []
         self.files: dict[str, File] = {}
         self.warnings: list[str] = []
+        self.kv: Literal["", "f32", "bf16", "int8"] = ""
         self.replaces = False
 
     def add_vector(self, name: str, n: int, data: memoryview) -> None:
@@ -177,6 +178,7 @@ class Writer:
             self.tensors,
             self.files,
             self.warnings,
+            self.kv,
         )
         data = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         artifact.decode_manifest(data, artifact.MANIFEST)

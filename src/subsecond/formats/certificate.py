@@ -9,7 +9,7 @@ the figures are computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,14 @@ class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logits_xxh3: str = ""
     best: list[tuple[int, float]] = []
     build: str = ""
+
+
+class Trial(NamedTuple):
+    """What running a fresh artifact told: the KV cache that suits it ("": not tried), and its
+    canaries."""
+
+    kv: Literal["", "f32", "bf16", "int8"]
+    canaries: list[Canary]
 
 
 class LogitsDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ of checkpoint formats.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,3 +68,15 @@ def _logits(program: Program, load: Load, prompts: NDArray[np.int64]) -> NDArray
         inputs = [values[index] for index in op.inputs]
         values[op.output] = OPS[op.kind].reference(inputs, weights, op.attributes, step)
     return values[program.output]
+
+
+def divergence(exact: Sequence[memoryview[float]], others: Sequence[memoryview[float]]) -> float:
+    """Mean Kullback-Leibler divergence of the distributions that rows of float32 logits give, nats:
+    how far `others` lie from `exact`. NaN where a row isn't finite.
+    """
+    total = 0.0
+    for row, other in zip(exact, others, strict=True):
+        p, q = (np.asarray(x, dtype=np.float64) for x in (row, other))
+        p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (p, q))
+        total += float((np.exp(p) * (p - q)).sum())
+    return total / max(len(exact), 1)

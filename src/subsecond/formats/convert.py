@@ -21,7 +21,7 @@ from subsecond.errors import InputError, ModelError, UnsupportedError
 from subsecond.formats import artifact, artifact_write, certificate, files, text_settings
 from subsecond.formats.artifact import MatrixFormat, WeightFormat
 from subsecond.formats.artifact_write import Writer
-from subsecond.formats.certificate import Canary, Certificate, LogitsDifference
+from subsecond.formats.certificate import Certificate, LogitsDifference, Trial
 from subsecond.formats.checkpoint import Checkpoint
 from subsecond.formats.compare import StoredTensors, compare
 from subsecond.formats.grid import find_grid
@@ -36,7 +36,7 @@ from subsecond.text import gguf_tokenizer
 from subsecond.text.tokenizer import Tokenizer
 
 # Gets the folder of a complete artifact whose certificate has no canaries yet.
-CanaryHook = Callable[[Path], list[Canary]]
+TrialHook = Callable[[Path], Trial]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def convert(
     *,
     strict: bool = False,
     progress: Progress | None = None,
-    canaries: CanaryHook | None = None,
+    trial: TrialHook | None = None,
 ) -> Conversion:
     """Writes the artifact folder `out` from a model that `locate` knows by name (folder, GGUF file,
     alias, hub id) or from an open Checkpoint.
@@ -118,7 +118,7 @@ def convert(
     try:
         with files.named(checkpoint.label, fix=_AGAIN):
             return _convert(
-                checkpoint, Path(out), weights, strict=strict, report=progress, hook=canaries
+                checkpoint, Path(out), weights, strict=strict, report=progress, hook=trial
             )
     finally:
         if checkpoint is not source:
@@ -132,7 +132,7 @@ def _convert(
     *,
     strict: bool,
     report: Progress | None,
-    hook: CanaryHook | None,
+    hook: TrialHook | None,
 ) -> Conversion:
     with files.named(checkpoint.config_label, fix=_CORRECT):
         built = build(checkpoint.config, checkpoint.shapes, strict)
@@ -165,7 +165,9 @@ def _convert(
         writer.add_file(artifact.CERTIFICATE, record.to_json())
         if hook is not None:
             writer.finish()
-            record = msgspec.structs.replace(record, canaries=hook(writer.folder))
+            found = hook(writer.folder)
+            writer.kv = found.kv
+            record = msgspec.structs.replace(record, canaries=found.canaries)
             writer.add_file(artifact.CERTIFICATE, record.to_json())
     return Conversion(out, warnings, total, exact, writer.replaces)
 

@@ -26,7 +26,7 @@ from subsecond.program import program
 
 if TYPE_CHECKING:
     from subsecond.formats.checkpoint import Checkpoint
-    from subsecond.formats.convert import CanaryHook
+    from subsecond.formats.convert import TrialHook
     from subsecond.formats.progress import Progress
 
 DEFAULT_WEIGHTS: WeightFormat = "int4"
@@ -52,7 +52,7 @@ def locate(
     weights: WeightFormat | None = None,
     *,
     progress: Progress | None = None,
-    canaries: CanaryHook | None = None,
+    trial: TrialHook | None = None,
 ) -> Path:
     """The artifact folder of `model`: the folder itself, or what it was converted into in
     Subsecond's cache.
@@ -69,7 +69,7 @@ def locate(
         with cache.locked(target.name, _waiting(progress)):
             # Another process may have made it meanwhile.
             if not _is_current(target, found.identity):
-                _make(found, target, chosen, progress, canaries)
+                _make(found, target, chosen, progress, trial)
     found.settle()
     return target
 
@@ -79,7 +79,7 @@ def pull(
     weights: WeightFormat | None = None,
     *,
     progress: Progress | None = None,
-    canaries: CanaryHook | None = None,
+    trial: TrialHook | None = None,
 ) -> Path:
     """As `locate`, but a hub's revision is looked up again, and every byte of the artifact is
     checked.
@@ -95,7 +95,7 @@ def pull(
     target = _kept(found, chosen)
     with cache.locked(target.name, _waiting(progress)):
         if not (_is_current(target, found.identity) and _is_whole(target)):
-            _make(found, target, chosen, progress, canaries)
+            _make(found, target, chosen, progress, trial)
     found.settle()
     return target
 
@@ -294,7 +294,7 @@ def _make(
     target: Path,
     weights: WeightFormat,
     progress: Progress | None,
-    canaries: CanaryHook | None,
+    trial: TrialHook | None,
 ) -> None:
     from subsecond.formats.convert import convert
 
@@ -302,7 +302,7 @@ def _make(
     try:
         if target.exists() and not _is_readable(target):
             shutil.rmtree(target)  # ours, in our cache: convert would not replace what is damaged
-        made = convert(checkpoint, target, weights, progress=progress, canaries=canaries)
+        made = convert(checkpoint, target, weights, progress=progress, trial=trial)
         cache.record_origin(target, cache.Origin(model.identity, model.name, weights))
         _drop_superseded(model)
     except OSError as error:

@@ -51,8 +51,9 @@ class LLM:
                          artifact; it is fetched and converted once
     weights              format of the matrices, "int4", "int8", "bf16" or "f32"; None: int4, or
                          what an artifact was converted to
-    kv                   format of the KV cache, "bf16", "int8" or "f32"; None: f32 with f32
-                         weights, else bf16
+    kv                   format of the KV cache, "bf16", "int8" or "f32"; None: what conversion
+                         chose: f32 with f32 weights, int8 with int4 or int8 weights if it
+                         changes the model's answers no more than bf16 does, else bf16
     threads              None: as many as the process has processors
     isa                  instruction set, "avx512" (VNNI and BF16), "avx512_vnni", "avx2", "neon" or
                          "generic"; None: the best that the processor has

@@ -29,7 +29,7 @@ from subsecond.runtime import native
 from subsecond.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from subsecond.formats.certificate import Canary
+    from subsecond.formats.certificate import Trial
     from subsecond.formats.progress import Progress
 
 STEPS_PER_CALL = 8  # decode steps of one call: few enough that a stream flows
@@ -121,7 +121,7 @@ def _opened(
             options.model,
             options.weights,  # type: ignore[arg-type]
             progress=shown,
-            canaries=_canaries,
+            trial=_tried,
         )
     opened = artifact.open_artifact(path, check=False)
     mapped = native.MappedFile(os.fspath(opened.weights_path))
@@ -146,7 +146,7 @@ def _engine(
 ) -> tuple[Engine, str]:
     """The engine of checked parts, and what executes it in words."""
     context = _context(program, options)
-    kv = options.kv or ("f32" if opened.manifest.weights == "f32" else "bf16")
+    kv = options.kv or opened.manifest.kv_default
     sizes = Sizes(
         max_tokens=options.max_tokens_per_step,
         max_sequences=options.max_sequences,
@@ -202,10 +202,10 @@ def _on_terminal() -> bool:
         return False
 
 
-def _canaries(folder: Path) -> list[Canary]:
-    from subsecond.tasks.canary import canaries_of  # it uses LLM, which uses this module
+def _tried(folder: Path) -> Trial:
+    from subsecond.tasks.canary import tried  # it uses LLM, which uses this module
 
-    return canaries_of(folder)
+    return tried(folder)
 
 
 def _pages(program: Program, kv: str, context: int, sequences: int) -> int:
