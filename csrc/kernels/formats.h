@@ -105,8 +105,8 @@ inline Tiles tiles_at(Format f, const uint8_t* data, int64_t tiles, int64_t k, i
 // Stored KV cache formats. A block holds kv_block positions of one KV head: its K part, then its V part.
 //   f32 : K [head_dim][64] f32,              V [64][head_dim] f32
 //   bf16: K [head_dim/2][64][2] bf16,        V [64/2][head_dim][2] bf16   (pairs feed vdpbf16ps)
-//   int8: K [head_dim/4][64][4] s8 + scale[64] f32,
-//         V [64/4][head_dim][4] s8 + level[64] f32 + inverse[64] f32   (scales per token; of V: log2 and 1 / scale)
+//   int8: K [head_dim/4][64][4] s8, scale[64] f32 of K, level[64] and inverse[64] f32 of V (log2 of its scale and
+//         1 / scale), V [64/4][head_dim][4] s8: scales per token, and all in the order in which it is read
 // head_dim is padded to a multiple of 16 (head_dim_padded) in every part.
 constexpr float kv_int8_floor = 1e-30f;  // vectors that are smaller are stored as zeros, V's with this scale
 enum class KvFormat : uint8_t { f32 = 0, bf16 = 1, int8 = 2 };

@@ -91,7 +91,7 @@ struct ViewInt8 {
     static int64_t value_at(int64_t padded, int64_t slot, int64_t d) {
         return ((slot / 4) * padded + d) * 4 + slot % 4;
     }
-    static int64_t keys_bytes(int64_t padded) { return kv_block * padded + kv_block * 4; }
+    static int64_t keys_bytes(int64_t padded) { return kv_block * padded + 3 * kv_block * 4; }  // and all scales
     static float key(const void* block, int64_t padded, int64_t slot, int64_t d) {
         const uint8_t* keys = static_cast<const uint8_t*>(block);
         float scale;
@@ -101,7 +101,7 @@ struct ViewInt8 {
     static float value(const void* block, int64_t padded, int64_t slot, int64_t d) {
         const uint8_t* values = static_cast<const uint8_t*>(block) + keys_bytes(padded);
         float inverse;
-        memcpy(&inverse, values + kv_block * (padded + 4) + slot * 4, sizeof inverse);
+        memcpy(&inverse, values - kv_block * 4 + slot * 4, sizeof inverse);
         return static_cast<float>(static_cast<int8_t>(values[value_at(padded, slot, d)])) / inverse;
     }
     // The scale is absmax / 127, for vectors below `floor` 0; NaN when a value is not finite, so that a broken sequence
@@ -126,8 +126,8 @@ struct ViewInt8 {
         const float k_scale = quantize(k, head_dim, &k_inverse), v_scale = quantize(v, head_dim, &v_inverse);
         const float size = v_scale == 0.0f ? kv_int8_floor : v_scale, level = log2f(size), inverse = 1.0f / size;
         memcpy(keys + kv_block * padded + slot * 4, &k_scale, 4);
-        memcpy(values + kv_block * padded + slot * 4, &level, 4);
-        memcpy(values + kv_block * (padded + 4) + slot * 4, &inverse, 4);
+        memcpy(values - 2 * kv_block * 4 + slot * 4, &level, 4);
+        memcpy(values - kv_block * 4 + slot * 4, &inverse, 4);
         for (int64_t d = 0; d < padded; ++d) {
             keys[key_at(slot, d)] = code(d < head_dim ? k[d] : 0.0f, k_inverse);
             values[value_at(padded, slot, d)] = code(d < head_dim ? v[d] : 0.0f, v_inverse);

@@ -32,7 +32,7 @@ struct AttentionSpec {
     const RopeTable* rope = nullptr;
     int64_t rotary = 0;
     bool interleaved = false;
-    int64_t query_bytes = 0;
+    int64_t query_bytes = 0, block_bytes = 0;
 
     int64_t first_block(int64_t position) const {
         return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1) / kv_block;
@@ -150,9 +150,12 @@ class Attender {
                 w_.lo[r] = static_cast<int32_t>(std::clamp<int64_t>(low, 0, w_.hi[r]));
             }
             const States& result = index == begin ? into : w_.block;
+            const uint8_t* here = spec_.block(table_, index, tile_.kv_head);
             const uint8_t* next = index < last ? spec_.block(table_, index + 1, tile_.kv_head) : after;
-            spec_.kv->attend(w_.query, rows_, spec_.block(table_, index, tile_.kv_head), next, spec_.head_dim, w_.lo,
-                             w_.hi, spec_.softcap, result.m, result.l, result.acc);
+            // What follows in memory is fetched by the hardware, and sooner than we would.
+            if (next == here + spec_.block_bytes) next = nullptr;
+            spec_.kv->attend(w_.query, rows_, here, next, spec_.head_dim, w_.lo, w_.hi, spec_.softcap, result.m,
+                             result.l, result.acc);
             if (index != begin) fold(spec_, into, w_.block, rows_);
         }
     }
@@ -370,6 +373,7 @@ void compile_attention(Compiler& compiler, const OpCall& op) {
     spec->k_norm = compiler.optional_vector(op, 1, spec->head_dim);
     read_rope(compiler, op, *spec);
     spec->query_bytes = spec->kv->query_bytes(spec->head_dim);
+    spec->block_bytes = spec->group->block_bytes[static_cast<size_t>(layer)];
     spec->out = compiler.output(op, spec->heads * spec->head_dim, 'T');
 
     // A split step has fewer than 4 * threads (sequence, KV head) pairs, each with the runs of one sequence.

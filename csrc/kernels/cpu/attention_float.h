@@ -88,8 +88,8 @@ struct FloatKernel {
     }
 
     template <int R, bool whole>
-    static void soften(float* score, const float*, const int32_t* lo, const int32_t* hi, const uint8_t*, int64_t,
-                       uint8_t* p, float* m, float* l) {
+    static void soften(float* score, const float*, const int32_t* lo, const int32_t* hi, const uint8_t*, uint8_t* p,
+                       float* m, float* l) {
         for (int r = 0; r < R; ++r)
             if (lo[r] < hi[r])
                 soften_row<whole>(score + r * kv_block, view_of(lo[r], hi[r]), p + r * p_bytes, m + r, l + r);

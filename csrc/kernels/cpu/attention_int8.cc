@@ -34,7 +34,7 @@ int64_t query_bytes(int64_t head_dim) {
     return static_cast<int64_t>(sizeof(query_header) +
                                 sizeof(QueryCode) * static_cast<size_t>(ceil_div(head_dim, 64) * 64));
 }
-int64_t keys_bytes(int64_t padded) { return kv_block * padded + kv_block * 4; }
+int64_t keys_bytes(int64_t padded) { return kv_block * padded + 3 * kv_block * 4; }  // and all scales
 
 // The grid of a vector's own: |largest| is code_limit. The scale is NaN when a value is not finite: a broken sequence
 // has to stay visible.
@@ -88,8 +88,8 @@ void store_slot(const float* k, const float* v, int64_t head_dim, int64_t slot, 
     const float size = v_grid.scale == 0.0f ? kv_int8_floor : v_grid.scale;
     const float level = log2f(size), inverse = 1.0f / size;
     memcpy(keys + kv_block * padded + slot * 4, &k_grid.scale, sizeof k_grid.scale);
-    memcpy(values + kv_block * padded + slot * 4, &level, sizeof level);
-    memcpy(values + kv_block * (padded + 4) + slot * 4, &inverse, sizeof inverse);
+    memcpy(values - 2 * kv_block * 4 + slot * 4, &level, sizeof level);
+    memcpy(values - kv_block * 4 + slot * 4, &inverse, sizeof inverse);
     uint8_t* value = values + slot / 4 * padded * 4 + slot % 4;
     for (int64_t first = 0; first < padded; first += piece) {
         const int64_t width = padded - first < piece ? padded - first : piece;
@@ -199,7 +199,7 @@ static void value_columns(const uint8_t* p, int64_t p_stride, const uint8_t* val
 #elif defined(__aarch64__)
 
 constexpr int64_t code_bytes = kv_block;
-constexpr int code_none = 128;  // with the offset
+constexpr int code_none = 128;   // with the offset
 constexpr int rows_at_once = 2;  // an accumulator of four registers a row
 
 SUBSECOND_INLINE int8x16_t broadcast_quad(const uint8_t* p) {
@@ -374,10 +374,10 @@ struct Int8Kernel {
     // l contain). Rows go side by side: each is a chain of two reductions.
     template <int R, bool whole>
     static __attribute__((noinline)) void soften(float* score, const float* factor, const int32_t* lo,
-                                                 const int32_t* hi, const uint8_t* values, int64_t padded, uint8_t* p,
-                                                 float* m, float* l) {
-        const float* level = reinterpret_cast<const float*>(values + kv_block * padded);
-        const float* inverse = level + kv_block;
+                                                 const int32_t* hi, const uint8_t* values, uint8_t* p, float* m,
+                                                 float* l) {
+        const float* inverse = reinterpret_cast<const float*>(values) - kv_block;
+        const float* level = inverse - kv_block;
         float top[R];
         for (int r = 0; r < R; ++r) {
             const f32x16 scale = set1(factor[r] * log2_e);

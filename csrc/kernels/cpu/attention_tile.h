@@ -160,7 +160,7 @@ static void attend_tile(const uint8_t* query, const uint8_t* block, const uint8_
             factor[r] = 1.0f;
         }
         const auto soften = whole ? Kernel::template soften<R, true> : Kernel::template soften<R, false>;
-        soften(score, factor, lo, hi, block + part, padded, p, m, l);
+        soften(score, factor, lo, hi, block + part, p, m, l);
     }
     for (int r = 0; r < R; ++r) {
         if (lo[r] < hi[r]) continue;
