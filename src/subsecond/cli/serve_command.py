@@ -50,6 +50,7 @@ def run(options: Serve) -> int:
             context=first.context,
         ),
         drain_s=options.drain,
+        max_waiting=options.max_waiting,
         tls_cert=None if options.tls_cert is None else Path(options.tls_cert).expanduser(),
         tls_key=None if options.tls_key is None else Path(options.tls_key).expanduser(),
         artifacts=None if options.artifacts is None else Path(options.artifacts).expanduser(),

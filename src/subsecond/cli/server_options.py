@@ -156,6 +156,12 @@ class Serve(Execution):
         type=size,
         metavar="BYTES",
     )
+    max_waiting: int = option(
+        256,
+        "requests on their way at once, with a deadline and as many without; beyond, 503 (default: "
+        "%(default)s)",
+        type=integer,
+    )
     max_sequences: int = option(
         16, "answers that are computed together (default: %(default)s)", type=integer
     )

@@ -6,7 +6,6 @@ know: where answers are kept, how they are written (a `Form` does).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -92,7 +91,5 @@ class Again:
             if index + 1 < len(texts):
                 data += form.finished(index, kept.finish_reason, None)
         own.cached_tokens = own.prompt_tokens
-        if own.deadline_s < math.inf:
-            own.promised_tokens = own.promised(self._each[0])
-            own.promise = own.server.ledger.promise(own.key.id, own.model.name)
+        own.deadline.promise_known(self._each[0])
         await own.finish(form, len(texts) - 1, data)

@@ -32,6 +32,7 @@ from subsecond.serve.ledger import Ledger
 from subsecond.serve.limits import Limiter
 from subsecond.serve.loading import STATED, Loader, ServedModel, limits_of
 from subsecond.serve.metrics import Metrics
+from subsecond.serve.places import Places
 from subsecond.serve.settings import ServeSettings
 from subsecond.serve.snapshot import ModelNow, Snapshot
 from subsecond.serve.traces import open_traces
@@ -78,6 +79,9 @@ class Server:
         )  # the interface; the application sets it
         self.metrics = Metrics(self.ledger)
         self.limiter = Limiter(time.monotonic)
+        apart = self.ring is not None
+        self.urgent = Places(settings.max_waiting, apart=apart)  # of requests with a deadline
+        self.patient = Places(settings.max_waiting, apart=apart)
         self.desk = Desk()
         if command is ENGINE and settings.log_format == "json":
             command = [*command, "json"]
@@ -218,9 +222,6 @@ class Server:
             raise Unavailable(
                 "the engine starts again; try again in a moment", 1.0, "engine_unavailable"
             )
-        if len(self.desk.entries) >= self.settings.max_waiting:
-            self.ledger.decline(key, model, "full")
-            raise Unavailable("the server is full; try again in a moment", 1.0, "full")
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """The result of what is too slow for the loop. Unavailable if too much of it waits."""

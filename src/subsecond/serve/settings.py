@@ -16,6 +16,7 @@ from subsecond.errors import InputError
 from subsecond.serve.limits import RequestLimits
 
 LEAST_CACHE_BYTES = 1 << 20
+MOST_WAITING = 65_536
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 
 
@@ -29,7 +30,8 @@ class ServeSettings:
     a folder of artifacts that an admin key may load, beside the converted models of the cache.
     log_format: of what goes to standard error; "json": one object a line, with a line a request.
     answer_cache_bytes: of answers that are given again to the very same question; 0: none.
-    drain_s: how long answers may go on after a signal to end.
+    drain_s: how long answers may go on after a signal to end. max_waiting: requests on their way at
+    once, with a deadline and as many without (`places`).
     """
 
     models: tuple[tuple[str, str], ...]
@@ -71,6 +73,8 @@ class ServeSettings:
             raise InputError(f"port is {self.port}, not from 0 to 65535")
         if not 0 <= self.drain_s <= 3600:
             raise InputError(f"drain is {self.drain_s:g} s, not from 0 to 3600")
+        if not 1 <= self.max_waiting <= MOST_WAITING:
+            raise InputError(f"max-waiting is {self.max_waiting}, not from 1 to {MOST_WAITING}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key are only of use together; give both")
         if self.answer_cache_bytes and self.state is None:
