@@ -10,14 +10,13 @@ from typing import Any
 
 import fake_process
 import pytest
-from engine_at_rest import assert_nothing_held, idle
+from engine_at_rest import assert_nothing_held, run
 from fake_runner import FakeRunner
 from test_process import Front
 
 from subsecond.engine.constraint import Constraint
 from subsecond.engine.constraint_state import Compiled, Grammars, Vocabulary
 from subsecond.engine.engine import Engine
-from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.messages import (
     Cancel,
     Drain,
@@ -72,15 +71,6 @@ def queued(
     )
     engine.submit(request)
     return request
-
-
-def run(engine: Engine) -> None:
-    for _ in range(5000):
-        if idle(engine):
-            return
-        engine.step()
-        assert check(snapshot(engine)) == []
-    raise AssertionError("no end")
 
 
 def texts(request: Request) -> list[str]:

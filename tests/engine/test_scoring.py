@@ -7,11 +7,12 @@ import zlib
 from typing import Any
 
 import pytest
-from engine_at_rest import assert_nothing_held, idle
+from engine_at_rest import assert_nothing_held
+from engine_at_rest import run as run_to_rest
 from fake_runner import FakeRunner, reference, score
 
 from subsecond.engine.engine import Engine
-from subsecond.engine.invariants import check, snapshot
+from subsecond.engine.report import StepReport
 from subsecond.engine.request import Request, SamplingParams
 
 
@@ -27,15 +28,13 @@ def queued(engine: Engine, prompt: list[int], *, scored: bool, n: int = 1) -> Re
 
 
 def run(engine: Engine) -> int:
-    for steps in range(5000):
-        if idle(engine):
-            return steps
-        report = engine.step()
-        assert check(snapshot(engine)) == []
-        if report is not None:
-            assert report.shape.rows == engine.runner.calls[-1][2]  # type: ignore[attr-defined]
-            assert report.shape.rows <= engine.runner.max_rows
-    raise AssertionError("no end")
+    return run_to_rest(engine, after=assert_rows)
+
+
+def assert_rows(engine: Engine, report: StepReport | None) -> None:
+    if report is not None:
+        assert report.shape.rows == engine.runner.calls[-1][2]  # type: ignore[attr-defined]
+        assert report.shape.rows <= engine.runner.max_rows
 
 
 def scores(prompt: list[int]) -> list[float]:

@@ -26,7 +26,6 @@ from subsecond.formats import certificate, files
 from subsecond.formats.certificate import Canary
 from subsecond.serve.desk import Costs, Desk
 from subsecond.serve.keys import KeyFile
-from subsecond.serve.loading import busy_s, late_after
 from subsecond.serve.text_side import TextSide
 
 
@@ -207,10 +206,12 @@ def promised(tokens: int, deadline_s: float) -> Desk:
 
 def test_what_a_promise_bears() -> None:
     desk = promised(50, 1.0)  # half a second of work within one
-    assert busy_s(desk, 0.0) == pytest.approx(0.5, rel=0.1)
-    assert late_after(desk, 0.3, 0.0) <= 0 < late_after(desk, 0.6, 0.0)
+    busy = desk.busy(0.0)
+    assert busy.seconds == pytest.approx(0.5, rel=0.1)
+    assert busy.late_s(0.3) <= 0 < busy.late_s(0.6)
+    assert not desk.busy(0.0, besides="m").work
     desk.entries[0].close()
-    assert late_after(desk, 1e9, 0.0) < 0 and busy_s(desk, 0.0) == 0
+    assert desk.busy(0.0).late_s(1e9) < 0 and desk.busy(0.0).seconds == 0
 
 
 def test_nothing_is_promised_that_could_not_wait_for_a_load() -> None:

@@ -69,13 +69,11 @@ def run(options: Serve) -> int:
         else:
             console.note(f"subsecond: {text}")
 
-    def ready(server: Server, url: str) -> None:
-        for name in server.models:
-            say(_capacity(server, name))
-        say(
-            f"serving {', '.join(server.models)} at {url}/v1 (ready after "
-            f"{time.monotonic() - begun_s:.1f} s)"
-        )
+    async def ready(server: Server, url: str) -> None:
+        ready_s = time.monotonic() - begun_s
+        for name in list(server.models):
+            say(await _capacity(server, name))
+        say(f"serving {', '.join(server.models)} at {url}/v1 (ready after {ready_s:.1f} s)")
 
     serve(settings, paths, ready)
     return 0
@@ -101,11 +99,11 @@ def _name(model: str) -> str:
     return (path.resolve().name if path.is_dir() else path.stem) if is_path else model
 
 
-def _capacity(server: Server, name: str) -> str:
+async def _capacity(server: Server, name: str) -> str:
     """The line that says what can be promised."""
     from subsecond.serve.loading import STATED
 
-    found = server.capacity_of(name, *STATED)
+    found = await server.state_capacity(name)
     if found is None:
         return (
             f"{name} promises nothing by itself: no --within, so each request brings its deadline"

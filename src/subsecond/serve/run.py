@@ -12,8 +12,9 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -31,8 +32,8 @@ ENDING_S = 5.0
 """For the last bytes of answers that were cut off by the end of the drain."""
 _BACKLOG = 2048
 
-Ready = Callable[[Server, str], None]
-"""Told of the server and its address when it listens."""
+Ready = Callable[[Server, str], Awaitable[None]]
+"""Told of the server and its address when it listens, beside the first answers."""
 
 
 def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None:
@@ -73,11 +74,19 @@ async def _serve(
         if tls is not None:
             loop.add_signal_handler(signal.SIGHUP, _renew, tls, settings)
         http = uvicorn_of(server, tls)
-        await _listen(server, http, listener, stop, lambda: ready(server, _url(listener, settings)))
+        telling = _tell(ready, server, _url(listener, settings))
+        await _listen(server, http, listener, stop, telling)
     finally:
         opening.cancel()
         stopping.cancel()
         await server.close()
+
+
+async def _tell(ready: Ready, server: Server, url: str) -> None:
+    try:
+        await ready(server, url)
+    except Exception:  # a fault in what is said is no reason to stop answering
+        log.exception("what the server promises can't be said")
 
 
 def _renew(tls: ssl.SSLContext, settings: ServeSettings) -> None:
@@ -96,16 +105,19 @@ async def _listen(
     http: uvicorn.Server,
     listener: socket.socket,
     stop: asyncio.Event,
-    listening: Callable[[], None],
+    telling: Coroutine[Any, Any, None],
 ) -> None:
-    """Answers until `stop`, then lets what was begun come to its end."""
+    """Answers until `stop`, then lets what was begun come to its end. telling: begun when it
+    listens.
+    """
     running = asyncio.create_task(http.serve([listener]))
     while not http.started and not running.done():
         await asyncio.sleep(0.001)
-    listening()
+    told = asyncio.create_task(telling)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    for task in (stopping, told):
+        task.cancel()
     if not running.done():
         await server.drain()
         await server.engine.close()  # ends what is left with an error

@@ -7,6 +7,7 @@ know: routes, how models are loaded (`loading` does), how answers are written.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 import time
@@ -31,6 +32,7 @@ from subsecond.serve.keys import RIGHTS, Key, KeyRing
 from subsecond.serve.ledger import Ledger
 from subsecond.serve.limits import Limiter
 from subsecond.serve.loading import STATED, Loader, ServedModel, limits_of
+from subsecond.serve.loop_clock import lag_s
 from subsecond.serve.metrics import Metrics
 from subsecond.serve.places import Places
 from subsecond.serve.settings import ServeSettings
@@ -140,20 +142,26 @@ class Server:
                 "%d answers had not ended after %g s", self.answering, self.settings.drain_s
             )
 
-    def capacity_of(self, name: str, prompt_tokens: int, new_tokens: int) -> Capacity | None:
-        """What a model can promise where there is a deadline for all requests. Takes 0.3 s."""
-        if self.settings.within_s is None:
+    async def state_capacity(self, name: str) -> Capacity | None:
+        """What a model can promise of requests as `STATED` has them, where all have a deadline;
+        the snapshots have it from then on. Takes 0.3 s, in a thread.
+        """
+        within_s, own = self.settings.within_s, self.desk.costs[name]
+        if within_s is None:
             return None
-        own = self.desk.costs[name]
-        found = capacity(
-            own.cost,
-            own.limits,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            within_s=self.settings.within_s,
-            arrivals=200,
+        cost = copy.copy(own.cost)  # the loop's own goes on learning
+        prompt_tokens, new_tokens = STATED
+        found = await self.aside(
+            lambda: capacity(
+                cost,
+                own.limits,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                within_s=within_s,
+                arrivals=200,
+            )
         )
-        if (prompt_tokens, new_tokens) == STATED:
+        if self.desk.costs.get(name) is own:  # else it was unloaded meanwhile
             self._capacities[name] = found
         return found
 
@@ -168,7 +176,7 @@ class Server:
         return Snapshot(
             version=__version__,
             unready=self.unready(),
-            lag_s=self._lag_s(),
+            lag_s=lag_s(asyncio.get_running_loop()),
             connections=self.connections(),
             restarts=self.engine.health.restarts,
             engine_pid=self.engine.pid,
@@ -313,7 +321,3 @@ class Server:
         self.loader.on_step(model, stats)
         self.desk.on_step(model, stats, now_s)
         self.metrics.step(model, stats)
-
-    def _lag_s(self) -> float:
-        selector = getattr(asyncio.get_running_loop(), "_selector", None)
-        return float(getattr(selector, "lag_s", 0.0))

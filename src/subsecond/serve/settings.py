@@ -18,6 +18,7 @@ from subsecond.serve.limits import RequestLimits
 LEAST_CACHE_BYTES = 1 << 20
 MOST_WAITING = 65_536
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+"""Of names that models are served under."""
 
 
 @dataclass(frozen=True, kw_only=True)
