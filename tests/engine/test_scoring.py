@@ -97,3 +97,33 @@ def test_what_is_cached_is_computed_again_for_its_scores() -> None:
     again = queued(engine, prompt, scored=False)
     run(engine)
     assert again.cached_tokens >= 128
+
+
+def test_a_preempted_prompt_keeps_its_scores() -> None:
+    """Each row is computed once, whoever takes the pages meanwhile, and what others have left of
+    the scored part isn't computed again.
+    """
+    engine = engine_of(max_tokens=16)
+    runner, made = engine.runner, list[int]()
+    scorer = runner.scorer
+
+    def counting(target: int, top: int) -> Any:
+        made.append(target)
+        return scorer(target, top)
+
+    runner.scorer = counting  # type: ignore[method-assign]
+    prompt = [token * 7 % 97 for token in range(150)]
+    request = queued(engine, prompt, scored=True)
+    while not request.prompt_logprobs:
+        engine.step()
+    for _ in range(4):
+        engine.step()
+        engine._preempt(request.sequences[0])
+    engine.runner.calls.clear()  # type: ignore[attr-defined]
+    run(engine)
+    assert_scored(request)
+    assert made == prompt[1:]
+    assert request.sequences[0].tokens[150:] == reference(prompt, 6)
+    tokens = sum(call[0] for call in engine.runner.calls)  # type: ignore[attr-defined]
+    assert tokens < 150
+    assert_nothing_held(engine)

@@ -401,7 +401,6 @@ class Request:
         self.priority = priority
         self.tenant = tenant
         self.arrival_s = time.monotonic() if arrival_s is None else arrival_s
-        self.promised = promised_tokens > 0 and deadline_s < math.inf
         self.rank: Rank = (True, 0.0, 0)  # its place in the order of requests, when it is queued
         self.sequences = [SequenceState(self, choice, list(prompt)) for choice in range(params.n)]
         self.scheduled_s = math.nan  # time.monotonic() of the first step that holds a token of it
@@ -409,6 +408,11 @@ class Request:
         self.finished_s = math.nan
         self.cached_tokens = 0
         self.error: SubsecondError | None = None  # why it failed, if it did
+
+    @property
+    def promised(self) -> bool:
+        """Whether tokens are promised by a deadline."""
+        return self.promised_tokens > 0 and self.deadline_s < math.inf
 
     @property
     def finished(self) -> bool:
