@@ -26,7 +26,8 @@ from subsecond.engine.messages import (
     SamplingFields,
     Submit,
 )
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 
 STOP = 1

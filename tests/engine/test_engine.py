@@ -15,7 +15,8 @@ from fake_runner import FakeRunner, reference
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError, RuntimeFailure
 
 GROUPS = {

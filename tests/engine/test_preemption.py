@@ -20,7 +20,8 @@ from subsecond.engine import prefix, scheduler
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import NO_PAGE, CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 
 GROUPS = {

@@ -13,7 +13,8 @@ from fake_runner import POISON, FakeRunner, assert_right
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 GROUPS = {
     "full": (CacheGroup(),),

@@ -13,7 +13,8 @@ from fake_runner import FakeRunner, reference, score
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.report import StepReport
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 
 def engine_of(**sizes: Any) -> Engine:

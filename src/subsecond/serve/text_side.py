@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from subsecond.engine.messages import SamplingFields
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, Sampling, SamplingParams
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, Sampling, SamplingParams
 from subsecond.engine.values import check_token_id, check_token_ids
 from subsecond.errors import RequestError
 from subsecond.formats import artifact, certificate, text_settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.formats.certificate import Canary
 from subsecond.tasks.generate import LLM
 

@@ -16,7 +16,7 @@ import msgspec
 import xxhash
 
 from subsecond.config import KV_FORMATS
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import InputError, ModelError, SubsecondError
 from subsecond.formats import artifact, certificate, files, finite
 from subsecond.formats.certificate import Canary, Certificate
