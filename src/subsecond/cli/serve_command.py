@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from subsecond.formats.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from subsecond.serve.server import Server
+
+REDIS_URL = "SUBSECOND_REDIS_URL"
 
 
 def run(options: Serve) -> int:
@@ -56,6 +59,7 @@ def run(options: Serve) -> int:
         artifacts=None if options.artifacts is None else Path(options.artifacts).expanduser(),
         log_format="json" if options.log == "json" else "text",
         answer_cache_bytes=options.answer_cache,
+        answer_redis=_redis(options.answer_redis),
     )
     with TerminalProgress() as progress:
         paths = {
@@ -77,6 +81,20 @@ def run(options: Serve) -> int:
 
     serve(settings, paths, ready)
     return 0
+
+
+def _redis(given: str | None) -> str | None:
+    """The URL of the Redis that keeps answers. Whoever lists processes may see their arguments."""
+    if given is not None:
+        from subsecond.serve.redis_answers import check_url, has_password
+
+        check_url(given)
+        if has_password(given):
+            raise InputError(
+                "the URL of --answer-redis has a password, which others can see there; give it "
+                f"in ${REDIS_URL} instead"
+            )
+    return given or os.environ.get(REDIS_URL) or None
 
 
 def _models(options: Serve) -> tuple[tuple[str, str], ...]:

@@ -156,6 +156,12 @@ class Serve(Execution):
         type=size,
         metavar="BYTES",
     )
+    answer_redis: str | None = option(
+        None,
+        "keep them on a Redis instead, such as redis://127.0.0.1:6379/0; a URL with a password "
+        "belongs into $SUBSECOND_REDIS_URL",
+        metavar="URL",
+    )
     max_waiting: int = option(
         256,
         "requests on their way at once, with a deadline and as many without; beyond, 503 (default: "

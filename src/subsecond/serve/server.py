@@ -24,7 +24,7 @@ from subsecond.engine.messages import SamplingFields, StepStats
 from subsecond.engine.remote import RemoteEngine
 from subsecond.errors import EngineUnavailable, SubsecondError
 from subsecond.serve import calibrate
-from subsecond.serve.answer_cache import AnswerCache
+from subsecond.serve.answer_cache import AnswerCache, Answers
 from subsecond.serve.audit import Audit
 from subsecond.serve.desk import Desk
 from subsecond.serve.errors import Unavailable, UnknownModel
@@ -35,6 +35,7 @@ from subsecond.serve.loading import STATED, Loader, ServedModel, limits_of
 from subsecond.serve.loop_clock import lag_s
 from subsecond.serve.metrics import Metrics
 from subsecond.serve.places import Places
+from subsecond.serve.redis_answers import RedisAnswers
 from subsecond.serve.settings import ServeSettings
 from subsecond.serve.snapshot import ModelNow, Snapshot
 from subsecond.serve.traces import open_traces
@@ -72,8 +73,10 @@ class Server:
         state = settings.state
         self.ledger = Ledger(None if state is None else state / "ledger.jsonl")
         self.audit = None if state is None else Audit(state / "audit.jsonl")
-        self.answers: AnswerCache | None = None
-        if state is not None and settings.answer_cache_bytes:
+        self.answers: Answers | None = None
+        if settings.answer_redis is not None:
+            self.answers = RedisAnswers(settings.answer_redis)
+        elif state is not None and settings.answer_cache_bytes:
             self.answers = AnswerCache(state, settings.answer_cache_bytes)
         self.traces = open_traces()
         self.described: Callable[[], bytes] = lambda: (
@@ -124,7 +127,7 @@ class Server:
         for pool in (self._pool, self._aside):
             pool.shutdown(wait=False, cancel_futures=True)
         if self.answers is not None:
-            self.answers.close()
+            await self.answers.close()
         if self.traces is not None:
             self.traces.close()
         self.ledger.close()

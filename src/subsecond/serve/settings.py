@@ -31,6 +31,7 @@ class ServeSettings:
     a folder of artifacts that an admin key may load, beside the converted models of the cache.
     log_format: of what goes to standard error; "json": one object a line, with a line a request.
     answer_cache_bytes: of answers that are given again to the very same question; 0: none.
+    answer_redis: the URL of a Redis that keeps them instead.
     drain_s: how long answers may go on after a signal to end. max_waiting: requests on their way at
     once, with a deadline and as many without (`places`).
     """
@@ -46,6 +47,7 @@ class ServeSettings:
     artifacts: Path | None = None
     log_format: Literal["text", "json"] = "text"
     answer_cache_bytes: int = 0
+    answer_redis: str | None = field(default=None, repr=False)  # it may have a password
     options: LoadOptions = field(default_factory=LoadOptions)
     limits: RequestLimits = field(default_factory=RequestLimits)
     drain_s: float = 30.0
@@ -84,6 +86,8 @@ class ServeSettings:
             raise InputError(
                 f"--answer-cache has {self.answer_cache_bytes} bytes; give at least 1M, or 0"
             )
+        if self.answer_redis is not None and self.answer_cache_bytes:
+            raise InputError("answers are kept on disk or on Redis: give --answer-cache or a Redis")
         if self.keys is None and not self.is_local:
             raise InputError(
                 f"{self.host} can be reached from other machines, so API keys are needed: make one "
