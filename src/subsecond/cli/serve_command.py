@@ -52,6 +52,7 @@ def run(options: Serve) -> int:
             isa=first.isa,
             context=first.context,
         ),
+        audit_texts=options.audit_texts,
         drain_s=options.drain,
         max_waiting=options.max_waiting,
         tls_cert=None if options.tls_cert is None else Path(options.tls_cert).expanduser(),

@@ -129,6 +129,9 @@ class Serve(Execution):
         None, "folder of the promises' ledger and of the audit log (default: neither is kept)",
         metavar="DIR",
     )  # fmt: skip
+    audit_texts: bool = option(
+        False, "prompts and answers in the audit log, in plain text; needs --state"
+    )
     drain: float = option(
         30.0,
         "seconds that answers may go on after a signal to end (default: 30s)",

@@ -100,7 +100,9 @@ class Again:
             text = ChoiceText(own.model.text.tokenizer, index, ())
             text.tokens, text.finish_reason = len(kept.tokens), kept.finish_reason
             own.texts.append(text)
-            data += form.piece(Piece(index, kept.text, kept.tokens, kept.logprobs))
+            piece = Piece(index, kept.text, kept.tokens, kept.logprobs)
+            own.tell(piece)
+            data += form.piece(piece)
             if index + 1 < len(texts):
                 data += form.finished(index, kept.finish_reason, None)
         own.cached_tokens = own.prompt_tokens

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from subsecond.engine.messages import Event, SamplingFields, Stamps, error_of
 from subsecond.errors import EngineUnavailable, RequestError
 from subsecond.serve.again import Again
-from subsecond.serve.choice_text import ChoiceText
+from subsecond.serve.audit import Texts
+from subsecond.serve.choice_text import ChoiceText, Piece
 from subsecond.serve.deadline import Deadline
 from subsecond.serve.errors import RateLimited, ServeError, Unavailable, error_for
 from subsecond.serve.exchange import ClientGone, Exchange
@@ -29,6 +30,7 @@ from subsecond.serve.metrics import Answer
 from subsecond.serve.places import Place
 from subsecond.serve.prompts import Prompts
 from subsecond.serve.schema.shared import Generation
+from subsecond.serve.text_side import prompts_of
 
 if TYPE_CHECKING:
     from subsecond.serve.loading import ServedModel
@@ -52,6 +54,8 @@ class Generating:
         self.key = key
         self.model = server.model(request.model)
         self.deadline = Deadline(server, exchange, request, key)
+        if server.audit is not None and server.audit.texts:
+            exchange.texts = Texts(prompts_of(request))
         self.again: Again
         self.stamps: list[Stamps] = []
         self.prompt_tokens = self.cached_tokens = 0
@@ -233,6 +237,7 @@ class Generating:
             sent.cancel(place, event.choice, "stop")
         self.deadline.check_closed(text)
         self.again.take(piece)
+        self.tell(piece)
         self._grown(text.index, len(piece.tokens))
         if not piece.tokens and not piece.text and not piece.state:
             return b""
@@ -245,6 +250,11 @@ class Generating:
             cached_tokens=self.cached_tokens,
             promise=self.deadline.report(self.stamps),
         )
+
+    def tell(self, piece: Piece) -> None:
+        """The audit log, if it is to know, of what the client is told."""
+        if self.exchange.texts is not None:
+            self.exchange.texts.take(piece.index, piece.text)
 
     def _grown(self, index: int, tokens: int) -> None:
         """Measures tokens of a text as they come."""

@@ -72,7 +72,9 @@ class Server:
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         state = settings.state
         self.ledger = Ledger(None if state is None else state / "ledger.jsonl")
-        self.audit = None if state is None else Audit(state / "audit.jsonl")
+        self.audit: Audit | None = None
+        if state is not None:
+            self.audit = Audit(state / "audit.jsonl", texts=settings.audit_texts)
         self.answers: Answers | None = None
         if settings.answer_redis is not None:
             self.answers = RedisAnswers(settings.answer_redis)

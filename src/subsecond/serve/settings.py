@@ -27,8 +27,9 @@ class ServeSettings:
 
     within_s: the deadline of requests that bring none; None: none. keys: the file of the API keys;
     None: anybody who reaches the address may ask and watch. state: the folder of ledger, audit log
-    and kept answers; None: they aren't kept. tls_cert, tls_key: PEM files, both or none. artifacts:
-    a folder of artifacts that an admin key may load, beside the converted models of the cache.
+    and kept answers; None: they aren't kept. audit_texts: the audit log has prompts and
+    answers. tls_cert, tls_key: PEM files, both or none. artifacts: a folder of artifacts that an
+    admin key may load, beside the converted models of the cache.
     log_format: of what goes to standard error; "json": one object a line, with a line a request.
     answer_cache_bytes: of answers that are given again to the very same question; 0: none.
     answer_redis: the URL of a Redis that keeps them instead.
@@ -44,6 +45,7 @@ class ServeSettings:
     state: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    audit_texts: bool = False
     artifacts: Path | None = None
     log_format: Literal["text", "json"] = "text"
     answer_cache_bytes: int = 0
@@ -80,6 +82,10 @@ class ServeSettings:
             raise InputError(f"max-waiting is {self.max_waiting}, not from 1 to {MOST_WAITING}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key are only of use together; give both")
+        if self.audit_texts and self.state is None:
+            raise InputError(
+                "--audit-texts is for the audit log in the folder of --state; give one"
+            )
         if self.answer_cache_bytes and self.state is None:
             raise InputError("--answer-cache lies in the folder of --state; give one")
         if self.answer_cache_bytes and self.answer_cache_bytes < LEAST_CACHE_BYTES:
