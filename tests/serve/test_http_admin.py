@@ -156,7 +156,8 @@ def test_a_model_that_does_not_answer_as_certified_is_refused(
     artifact: Path, tmp_path: Path
 ) -> None:
     """The answer of this very executor and build is owed token for token."""
-    from subsecond.tasks.canary import canaries_of, native_build
+    from subsecond.runtime.build import native_build
+    from subsecond.tasks.canary import canaries_of
 
     shelf = tmp_path / "shelf"
     for name in ("true", "false"):

@@ -11,20 +11,21 @@ from subsecond.cli import console
 from subsecond.cli.server_options import Serve
 from subsecond.config import DEFAULT_MODEL, ModelOptions
 from subsecond.engine.messages import LoadOptions
-from subsecond.errors import InputError
+from subsecond.errors import InputError, RuntimeFailure
 from subsecond.formats.locate import locate
 from subsecond.formats.progress import TerminalProgress
 
 if TYPE_CHECKING:
+    from subsecond.engine.child import Launched
     from subsecond.serve.server import Server
+    from subsecond.serve.settings import ServeSettings
 
 REDIS_URL = "SUBSECOND_REDIS_URL"
 
 
 def run(options: Serve) -> int:
     """Exit code 0 after a signal to end."""
-    from subsecond.serve import logs
-    from subsecond.serve.run import serve
+    from subsecond.serve.engine_command import launch_for
     from subsecond.serve.settings import ServeSettings
 
     begun_s = time.monotonic() - console.seconds_since_start()
@@ -68,6 +69,25 @@ def run(options: Serve) -> int:
             for name, model in models
         }
 
+    try:
+        launched = launch_for(paths[models[0][0]], settings.options, settings.log_format)
+    except OSError as error:
+        raise RuntimeFailure(f"the engine process can't be started: {error.strerror}") from None
+    with launched:  # what is imported from here on takes as long as it needs to load a model
+        _serve(options, settings, paths, launched, begun_s)
+    return 0
+
+
+def _serve(
+    options: Serve,
+    settings: ServeSettings,
+    paths: dict[str, Path],
+    launched: Launched,
+    begun_s: float,
+) -> None:
+    from subsecond.serve import logs
+    from subsecond.serve.run import serve
+
     def say(text: str) -> None:
         if options.log == "json":
             logs.operation.info(text)
@@ -80,8 +100,7 @@ def run(options: Serve) -> int:
             say(await _capacity(server, name))
         say(f"serving {', '.join(server.models)} at {url}/v1 (ready after {ready_s:.1f} s)")
 
-    serve(settings, paths, ready)
-    return 0
+    serve(settings, paths, ready, launched)
 
 
 def _redis(given: str | None) -> str | None:

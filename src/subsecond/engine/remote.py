@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from subsecond.engine.child import CLOSED, Child
+from subsecond.engine.child import CLOSED, Child, Launched, launch
 from subsecond.engine.constraint import Constraint
 from subsecond.engine.health import Health, State, WatchOptions
 from subsecond.engine.messages import (
@@ -64,7 +64,8 @@ class RemoteEngine:
     """A client of one engine process, which it starts, watches, and starts again.
 
     command: of the process (`child.module_command`). on_step: called with the model's name and
-    what a turn cost, for cost models and metrics. submitted, ended: requests so far, and how they
+    what a turn cost, for cost models and metrics. launched: the first process, where it was started
+    before. submitted, ended: requests so far, and how they
     ended (a finish reason, or an error's kind); `in_flight` is the difference.
     """
 
@@ -74,10 +75,12 @@ class RemoteEngine:
         *,
         watch: WatchOptions | None = None,
         on_step: Callable[[str, StepStats], None] | None = None,
+        launched: Launched | None = None,
     ) -> None:
         self.submitted = 0
         self.ended: Counter[str] = Counter()
         self._command = tuple(command)
+        self._launched = launched
         self._watch = watch or WatchOptions()
         self._on_step = on_step
         self._models = WantedModels()
@@ -277,7 +280,8 @@ class RemoteEngine:
         self._life = life
         watcher = reloader = None
         try:
-            await child.start(self._command)
+            launched, self._launched = self._launched, None
+            await child.start(launched or launch(self._command))
             watcher = asyncio.create_task(child.watch(self._watch))
             reloader = asyncio.create_task(self._make_ready(life, mark_ready))
             reason = await child.lost

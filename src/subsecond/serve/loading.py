@@ -25,6 +25,7 @@ from subsecond.engine.messages import ModelInfo, SamplingFields, StepStats
 from subsecond.engine.policy import StepLimits
 from subsecond.errors import EngineUnavailable, FetchError, InputError, ModelError
 from subsecond.formats import certificate
+from subsecond.runtime.build import native_build
 from subsecond.serve import calibrate, logs
 from subsecond.serve.desk import Costs, Desk
 from subsecond.serve.errors import BadRequest, DeadlineDeclined, Unavailable, UnknownModel
@@ -75,13 +76,16 @@ class Loader:
             recorder.take(stats)
 
     async def open(self, paths: Mapping[str, Path]) -> None:
-        """Loads and measures the first models. Raises what is wrong with one."""
+        """Starts the engine process, and loads and measures the first models. Raises what is wrong
+        with one, EngineUnavailable if the process doesn't start.
+        """
         server, loop = self._server, asyncio.get_running_loop()
         texts = {
             name: loop.run_in_executor(None, TextSide.open, name, path)
             for name, path in paths.items()
         }
         try:
+            await server.engine.start()
             for name, path in paths.items():
                 info = await server.engine.load(name, str(path), server.settings.options)
                 text = await texts[name]
@@ -242,8 +246,6 @@ def _canary_of(text: TextSide, info: ModelInfo) -> certificate.Canary | None:
     own = [c for c in text.certificate.canaries if c.executor == info.executor and c.build]
     if not own:
         return None
-    from subsecond.tasks.canary import native_build  # what it imports takes a while
-
     build = native_build()
     return next((canary for canary in own if canary.build == build and canary.answer), None)
 

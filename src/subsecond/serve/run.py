@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from subsecond.engine.child import Launched
 from subsecond.errors import InputError
 from subsecond.serve import logs
 from subsecond.serve.app import App
@@ -36,8 +37,14 @@ Ready = Callable[[Server, str], Awaitable[None]]
 """Told of the server and its address when it listens, beside the first answers."""
 
 
-def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None:
+def serve(
+    settings: ServeSettings,
+    paths: dict[str, Path],
+    ready: Ready,
+    launched: Launched | None = None,
+) -> None:
     """Serves the artifacts until SIGTERM or SIGINT. paths: by the names of `settings.models`.
+    launched: the engine process, where it was started before.
 
     Raises InputError for an address, keys or a state folder that can't be used, and whatever is
     wrong with a model, all before the port is open.
@@ -46,18 +53,19 @@ def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None
     tls = tls_of(settings)
     listener = bind(settings.host, settings.port)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(settings, paths, listener, tls, ready))
+        runner.run(_serve(settings, paths, listener, tls, ready, launched))
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0917 (all that `serve` has)
     settings: ServeSettings,
     paths: dict[str, Path],
     listener: socket.socket,
     tls: ssl.SSLContext | None,
     ready: Ready,
+    launched: Launched | None,
 ) -> None:
     try:
-        server = Server(settings)
+        server = Server(settings, launched=launched)
     except OSError as error:
         raise InputError(f"can't write to {settings.state}: {error.strerror}") from None
     stop = asyncio.Event()

@@ -11,14 +11,14 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from subsecond import __version__
 from subsecond.engine.capacity import Capacity, capacity
-from subsecond.engine.child import module_command
+from subsecond.engine.child import Launched
 from subsecond.engine.health import WatchOptions
 from subsecond.engine.messages import SamplingFields, StepStats
 from subsecond.engine.remote import RemoteEngine
@@ -27,6 +27,7 @@ from subsecond.serve import calibrate
 from subsecond.serve.answer_cache import AnswerCache, Answers
 from subsecond.serve.audit import Audit
 from subsecond.serve.desk import Desk
+from subsecond.serve.engine_command import Begin, command_of
 from subsecond.serve.errors import Unavailable, UnknownModel
 from subsecond.serve.keys import RIGHTS, Key, KeyRing
 from subsecond.serve.ledger import Ledger
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ENGINE = module_command("subsecond.serve.engine_process")
 ANYONE = Key(id="", name="anyone", sha256="", created=0, rights=list(RIGHTS))
 """Who asks where there are no keys."""
 
@@ -64,10 +64,13 @@ class Server:
         self,
         settings: ServeSettings,
         *,
-        command: Sequence[str] = ENGINE,
         watch: WatchOptions | None = None,
+        launched: Launched | None = None,
     ) -> None:
-        """Raises InputError or OSError for keys, ledger or audit log that can't be used."""
+        """launched: the engine process, where it was started before.
+
+        Raises InputError or OSError for keys, ledger or audit log that can't be used.
+        """
         self.settings = settings
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         state = settings.state
@@ -90,9 +93,12 @@ class Server:
         self.urgent = Places(settings.max_waiting, apart=apart)  # of requests with a deadline
         self.patient = Places(settings.max_waiting, apart=apart)
         self.desk = Desk()
-        if command is ENGINE and settings.log_format == "json":
-            command = [*command, "json"]
-        self.engine = RemoteEngine(command, watch=watch or WATCH, on_step=self._on_step)
+        self.engine = RemoteEngine(
+            command_of(Begin(settings.log_format)),
+            watch=watch or WATCH,
+            on_step=self._on_step,
+            launched=launched,
+        )
         self.models: dict[str, ServedModel] = {}
         self.draining = False
         self.answering = 0  # requests whose answers haven't ended
@@ -116,7 +122,6 @@ class Server:
         """Starts the engine process, loads the artifacts and measures them. Raises what is wrong
         with a model, EngineUnavailable if the process doesn't start.
         """
-        await self.engine.start()
         await self.loader.open(paths)
         await self._prove()
         self._canary = asyncio.create_task(self._watch_canary(), name="subsecond-canary")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from subsecond.engine.sampling import SamplingParams
 from subsecond.formats.certificate import Canary
+from subsecond.runtime.build import native_build
 from subsecond.tasks.generate import LLM
 
 PROMPTS = (
@@ -49,12 +50,3 @@ def logits_hash(row: memoryview[float]) -> str:
     import xxhash
 
     return xxhash.xxh3_64_hexdigest(row.cast("B"))
-
-
-def native_build() -> str:
-    """xxh3 of the native module: two builds may round differently, one never does."""
-    import xxhash
-
-    from subsecond import _native
-
-    return xxhash.xxh3_64_hexdigest(Path(_native.__file__).read_bytes())

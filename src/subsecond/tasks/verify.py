@@ -22,7 +22,8 @@ from subsecond.formats import artifact, certificate, files, finite
 from subsecond.formats.certificate import Canary, Certificate
 from subsecond.formats.progress import Progress
 from subsecond.runtime import native
-from subsecond.tasks.canary import logits_hash, native_build
+from subsecond.runtime.build import native_build
+from subsecond.tasks.canary import logits_hash
 from subsecond.tasks.generate import LLM
 
 Outcome = Literal["holds", "refuted", "undecided"]
