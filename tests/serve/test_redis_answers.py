@@ -11,12 +11,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from certificates import certificate
 from command import COMMAND, ENVIRONMENT
 from fake_redis import FakeRedis, fake_redis
 from running import PATIENCE_S, becomes, rests, serving
@@ -47,17 +48,17 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_answers, "FIND_S", 5.0)
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a real one, with a password."""
+@contextmanager
+def real_redis(folder: Path, *words: str) -> Iterator[int]:
+    """The port of a real one, PORT among the words. Skips where there is none."""
     if shutil.which("redis-server") is None:
         pytest.skip("there is no redis-server on this machine")
-    folder = tmp_path_factory.mktemp("redis")
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))
         port = own.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
-               "--requirepass", PASSWORD, "--daemonize", "no"]  # fmt: skip
+    options = ["--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no",
+               "--requirepass", PASSWORD]  # fmt: skip
+    options += [word.replace("PORT", str(port)) for word in words]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
         try:
             end_s = time.monotonic() + PATIENCE_S
@@ -68,6 +69,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             yield port
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with real_redis(tmp_path_factory.mktemp("redis"), "--port", "PORT") as port:
+        yield port
 
 
 async def kept(answers: RedisAnswers, key: bytes, texts: list[KeptText]) -> None:
@@ -96,6 +103,28 @@ def test_what_one_server_keeps_another_finds(redis: int, patient: None) -> None:
         await asyncio.gather(one.close(), two.close())
 
     asyncio.run(main())
+
+
+def test_tls_is_checked(tmp_path: Path, patient: None) -> None:
+    cert, key = certificate(tmp_path, "x")
+    words = ["--port", "0", "--tls-port", "PORT", "--tls-cert-file", str(cert),
+             "--tls-key-file", str(key), "--tls-auth-clients", "no"]  # fmt: skip
+
+    async def main(port: int) -> None:
+        known = f"?ssl_ca_certs={cert}"
+        good, foreign, another = (
+            RedisAnswers(f"rediss://:{PASSWORD}@{host}:{port}/0{query}")
+            for host, query in (("127.0.0.1", known), ("127.0.0.1", ""), ("localhost", known))
+        )
+        await kept(good, KEY, TEXTS)
+        assert await good.find(KEY) == TEXTS
+        for own in (foreign, another):  # nobody's certificate, and one of another name
+            assert await own.find(KEY) is None
+            assert own.problem
+        await asyncio.gather(*(own.close() for own in (good, foreign, another)))
+
+    with real_redis(tmp_path, *words) as port:
+        asyncio.run(main(port))
 
 
 def test_questions_are_answered_again_by_another_server(
@@ -226,6 +255,7 @@ def test_urls_are_checked_and_passwords_stay_secret(
 ) -> None:
     for url in (
         "http://x", "redis://", "redis://h:0", "redis://h:99999", "redis://h:x", "nonsense",
+        "redis://h/zero", "redis://h/0/1", "redis://h?db=x",
         f"redis://:{PASSWORD}@h?socket_timeout=1", f"rediss://:{PASSWORD}@h?ssl_cert_reqs=none",
     ):  # fmt: skip
         with pytest.raises(InputError) as caught:

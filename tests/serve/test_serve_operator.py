@@ -8,11 +8,11 @@ import http.client
 import json
 import signal
 import ssl
-import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from certificates import certificate
 from command import PATIENCE_S, command
 
 from subsecond.serve.keys import KeyFile
@@ -32,13 +32,7 @@ def ask(port: int, context: ssl.SSLContext, path: str, key: str, body: Any = Non
 
 
 def test_https_keys_and_json_lines(artifact: Path, tmp_path: Path) -> None:
-    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key),
-         "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = certificate(tmp_path, "x")
     secret, own = KeyFile(tmp_path / "keys.json").create("all", ["use", "admin", "metrics"])
     words = ["--model", f"m={artifact}", "--port", "0", "--threads", "1", "--max-sequences", "4",
              "--within", "20s", "--keys", str(tmp_path / "keys.json"), "--log", "json",

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
@@ -44,6 +45,7 @@ KEPT_S = 7 * 24 * 3600
 PREFIX = b"subsecond:answer:"
 FINDS, KEEPS = 8, 2  # connections
 
+_DATABASE = re.compile(r"/?|/[0-9]{1,5}")
 _SCHEMES = ("redis", "rediss", "unix")
 _QUERY = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
@@ -60,8 +62,10 @@ def check_url(url: str) -> None:
         raise InputError(
             "the Redis URL must be redis://HOST:PORT/DB, rediss://... for TLS, or unix://PATH"
         )
-    for name, _ in query:
-        if name not in _QUERY:
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
+        raise InputError("the Redis URL must end with the number of its database, such as .../0")
+    for name, value in query:
+        if name not in _QUERY or (name == "db" and not _DATABASE.fullmatch(f"/{value}")):
             raise InputError(
                 f"the Redis URL has {name!r:.40}; only {', '.join(sorted(_QUERY))} may be there"
             )

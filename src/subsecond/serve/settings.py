@@ -16,7 +16,7 @@ from subsecond.errors import InputError
 from subsecond.serve.limits import RequestLimits
 
 LEAST_CACHE_BYTES = 1 << 20
-MOST_WAITING = 65_536
+MOST_WAITING = 8192  # a promise is then judged in some 6 ms
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 """Of names that models are served under."""
 
