@@ -158,5 +158,6 @@ async def rests(running: Running) -> None:
     await becomes(lambda: not server.desk.entries and not server.answering)
     assert server.engine.in_flight == 0
     assert server.ledger.total().open == 0
+    assert not any(server.desk.unsent.values())
     for places in (server.urgent, server.patient):
         assert (places.held, places.tokens) == (0, 0)

@@ -192,6 +192,29 @@ def test_a_certificate_of_other_files_is_foreign_at_the_start_too(
         shutil.copytree(artifact, tmp_path / "a")
 
 
+def test_an_unload_waits_for_prompts_that_wait_for_others(artifact: Path, tmp_path: Path) -> None:
+    """Where each is sent when the one before has ended, there are moments without any."""
+
+    async def main() -> None:
+        async with administered(artifact, tmp_path, max_waiting=1) as running:
+            desk = running.server.desk
+            body = {"model": "m", "input": [f"{index} one two" for index in range(150)]}
+            embedding = asyncio.create_task(running.ask("/v1/embeddings", body))
+            await becomes(lambda: bool(desk.entries))
+            assert (await act(running, "unload", model="m")).status == 200
+            assert (await embedding).status == 200
+            loaded = await act(running, "load", model="other", name="m")
+            assert loaded.status == 200
+            cut = asyncio.create_task(running.ask("/v1/embeddings", body))
+            await becomes(lambda: bool(desk.entries))
+            assert (await act(running, "unload", model="m", deadline_ms=1)).status == 200
+            reply = await cut
+            assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
+            assert not desk.unsent["m"]
+
+    asyncio.run(main())
+
+
 def promised(tokens: int, deadline_s: float) -> Desk:
     """A desk with one promise; steps take 10 ms."""
     cost = CostModel(Coefficients(((1, 0.01),), 0.0, 0.0, 0.0), margin=1.0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -123,13 +123,15 @@ class Entry:
 @dataclass
 class Desk:
     """Of one server. Belongs to the event loop's thread. taken_until_s: until then (monotonic
-    seconds) the machine is taken by what is no request, such as the loading of a model.
+    seconds) the machine is taken by what is no request, such as the loading of a model. unsent: by
+    model, the prompts that wait for others of their request, and have no entry yet.
     """
 
     taken_until_s: float = 0.0
     costs: dict[str, Costs] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     streams: dict[int, Entry] = field(default_factory=dict)
+    unsent: Counter[str] = field(default_factory=Counter)
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _lags: deque[float] = field(default_factory=lambda: deque(maxlen=_LAGS))
 

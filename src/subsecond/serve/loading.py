@@ -143,7 +143,8 @@ class Loader:
             while True:
                 left = [own.item for own in server.desk.entries if own.model == name]
                 late = time.monotonic() >= deadline_s
-                if not left or (late and all(own.deadline_s == math.inf for own in left)):
+                idle = not left and not server.desk.unsent[name]
+                if idle or (late and all(own.deadline_s == math.inf for own in left)):
                     break
                 await asyncio.sleep(0.01)
             with contextlib.suppress(InputError):  # it is gone already

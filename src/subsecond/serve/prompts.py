@@ -39,6 +39,7 @@ class Prompts:
         self._each = each
         self._entries = entries
         self._streams: list[RequestStream] = []  # of those that were submitted, in order
+        own.server.desk.unsent[own.model.name] += len(prompts)
 
     async def begin(self) -> None:
         """Submits the first ones; EngineUnavailable if that is impossible."""
@@ -50,7 +51,10 @@ class Prompts:
         self._streams[place].cancel(choice, reason)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Ends what hasn't ended."""
+        """Ends what hasn't ended. To be called once."""
+        self._own.server.desk.unsent[self._own.model.name] -= len(self._prompts) - len(
+            self._streams
+        )
         for entry in self._entries[len(self._streams) :]:
             entry.close()
         for stream in self._streams:
@@ -131,3 +135,4 @@ class Prompts:
             raise
         server.desk.bind(entry, stream.id)
         self._streams.append(stream)
+        server.desk.unsent[own.model.name] -= 1

@@ -161,7 +161,7 @@ class Server:
             return None
         cost = copy.copy(own.cost)  # the loop's own goes on learning
         prompt_tokens, new_tokens = STATED
-        found = await self.aside(
+        found = await asyncio.to_thread(  # others wait for what is done aside
             lambda: capacity(
                 cost,
                 own.limits,
