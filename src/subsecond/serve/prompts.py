@@ -3,9 +3,9 @@
 Owns: when each is submitted, their events as one sequence, their end. Does not know: text, the
 ledger, how answers are written.
 
-What is promised goes to the engine as a whole. Of a request without a deadline only so many prompts
-are there as are computed together, the next ones when others have ended, each with its own moment
-of arrival: two thousand prompts in one request don't stand before the one of the next.
+What is promised goes to the engine as a whole. Of a request without a deadline only `AHEAD` times as
+many prompts are there as are computed together, the next ones when others have ended, each with its
+own moment of arrival: two thousand prompts in one request don't stand before the one of the next.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from subsecond.serve.errors import error_for
 
 if TYPE_CHECKING:
     from subsecond.serve.generation import Generating
+
+
+AHEAD = 2
+"""So that the next prompts are there already when a step ends others."""
 
 
 class Prompts:
@@ -106,7 +110,7 @@ class Prompts:
             return True
         server, most = self._own.server, self._own.model.info.max_sequences
         texts = (going + 1) * self._each[0].n
-        return texts <= most and len(server.desk.entries) < server.settings.max_waiting
+        return texts <= AHEAD * most and len(server.desk.entries) < server.settings.max_waiting
 
     async def _submit(self, arrival_s: float) -> None:
         own, server, place = self._own, self._own.server, len(self._streams)
