@@ -198,15 +198,17 @@ def test_an_unload_waits_for_prompts_that_wait_for_others(artifact: Path, tmp_pa
     async def main() -> None:
         async with administered(artifact, tmp_path, max_waiting=1) as running:
             desk = running.server.desk
-            body = {"model": "m", "input": [f"{index} one two" for index in range(150)]}
+            body: dict[str, Any] = {"model": "m"}
+            body["input"] = [f"{index} one two" for index in range(150)]
             embedding = asyncio.create_task(running.ask("/v1/embeddings", body))
-            await becomes(lambda: bool(desk.entries))
+            await becomes(lambda: desk.unsent["m"] > 0)
             assert (await act(running, "unload", model="m")).status == 200
             assert (await embedding).status == 200
             loaded = await act(running, "load", model="other", name="m")
             assert loaded.status == 200
-            cut = asyncio.create_task(running.ask("/v1/embeddings", body))
-            await becomes(lambda: bool(desk.entries))
+            long = {"model": "m", "input": body["input"] * 13}  # not done when it is unloaded
+            cut = asyncio.create_task(running.ask("/v1/embeddings", long))
+            await becomes(lambda: desk.unsent["m"] > 0)
             assert (await act(running, "unload", model="m", deadline_ms=1)).status == 200
             reply = await cut
             assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")

@@ -14,7 +14,7 @@ from subsecond.errors import InputError
 from subsecond.serve.keys import KeyFile
 from subsecond.serve.settings import ServeSettings
 
-MANY = [f"{index} one two three" for index in range(400)]
+MANY = [f"{index} one two three" for index in range(1200)]
 
 
 async def embed(running: Running, input: Any, **fields: Any) -> Reply:
@@ -35,7 +35,7 @@ def test_a_large_request_neither_fills_the_server_nor_goes_before_others(artifac
 
             desk.take = watching  # type: ignore[method-assign]
             large = asyncio.create_task(embed(running, MANY))
-            await becomes(lambda: bool(desk.entries))
+            await becomes(lambda: desk.unsent["m"] > 0)
             for index in range(3):
                 small = await running.complete(prompt=f"{index} hello")
                 assert small.status == 200, small.body
@@ -45,7 +45,7 @@ def test_a_large_request_neither_fills_the_server_nor_goes_before_others(artifac
             found = [own["embedding"] for own in reply.json["data"]]
             assert [own["index"] for own in reply.json["data"]] == list(range(len(MANY)))
             assert len({tuple(vector) for vector in found}) == len(MANY)
-            for index in (0, 7, 399):
+            for index in (0, 7, 1199):
                 alone = (await embed(running, MANY[index])).json["data"][0]["embedding"]
                 assert found[index] == alone
             assert 1 < most <= 6

@@ -3,9 +3,10 @@
 Owns: when each is submitted, their events as one sequence, their end. Does not know: text, the
 ledger, how answers are written.
 
-What is promised goes to the engine as a whole. Of a request without a deadline only `AHEAD` times as
-many prompts are there as are computed together, the next ones when others have ended, each with its
-own moment of arrival: two thousand prompts in one request don't stand before the one of the next.
+What is promised goes to the engine as a whole. Of a request without a deadline only `AHEAD` times
+as many prompts are there as are computed together, the next ones when others have ended, each with
+its own moment of arrival: two thousand prompts in one request don't stand before the one of the
+next.
 """
 
 from __future__ import annotations
