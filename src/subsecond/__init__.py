@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subsecond.engine.constraint import Constraint
-    from subsecond.engine.request import Logprob, SamplingParams
+    from subsecond.engine.request import Logprob
+    from subsecond.engine.sampling import SamplingParams
     from subsecond.errors import (
         FetchError,
         InputError,
@@ -36,7 +37,7 @@ _HOME = {
     "LLM": "tasks.generate",
     "Chat": "tasks.chat",
     "Logits": "tasks.logits",
-    "SamplingParams": "engine.request",
+    "SamplingParams": "engine.sampling",
     "Constraint": "engine.constraint",
     "Logprob": "engine.request",
     "Completion": "tasks.completion",

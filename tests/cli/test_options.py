@@ -8,7 +8,7 @@ import pytest
 
 from subsecond.cli import options
 from subsecond.config import ModelOptions
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, SamplingParams
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 
 
 @pytest.mark.parametrize("name", options.COMMANDS)

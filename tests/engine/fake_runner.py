@@ -11,6 +11,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 
+from subsecond.engine.engine import Engine
 from subsecond.engine.pages import PAGE_POSITIONS, CacheGroup
 from subsecond.engine.request import Request
 
@@ -236,3 +237,20 @@ def reference(
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
+
+
+def assert_right(engine: Engine, request: Request, *, cut: bool = False) -> None:
+    """Its texts are the reference's; cut: or the beginnings of these."""
+    for choice, sequence in enumerate(request.sequences):
+        expected = reference(
+            request.prompt,
+            request.max_tokens,
+            choice=choice,
+            stop_ids=request.stop_ids,
+            groups=engine.pages.groups,
+        )
+        got = sequence.tokens[len(request.prompt) :]
+        assert sequence.finish_reason is not None
+        assert got == expected[: len(got)]
+        if not cut and sequence.finish_reason in ("length", "stop"):
+            assert got == expected

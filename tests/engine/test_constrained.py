@@ -10,14 +10,13 @@ from typing import Any
 
 import fake_process
 import pytest
-from engine_at_rest import assert_nothing_held, idle
+from engine_at_rest import assert_nothing_held, run
 from fake_runner import FakeRunner
 from test_process import Front
 
 from subsecond.engine.constraint import Constraint
 from subsecond.engine.constraint_state import Compiled, Grammars, Vocabulary
 from subsecond.engine.engine import Engine
-from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.messages import (
     Cancel,
     Drain,
@@ -27,7 +26,8 @@ from subsecond.engine.messages import (
     SamplingFields,
     Submit,
 )
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 
 STOP = 1
@@ -72,15 +72,6 @@ def queued(
     )
     engine.submit(request)
     return request
-
-
-def run(engine: Engine) -> None:
-    for _ in range(5000):
-        if idle(engine):
-            return
-        engine.step()
-        assert check(snapshot(engine)) == []
-    raise AssertionError("no end")
 
 
 def texts(request: Request) -> list[str]:

@@ -9,13 +9,14 @@ from array import array
 from typing import Any
 
 import pytest
-from engine_at_rest import assert_nothing_held, idle
+from engine_at_rest import assert_nothing_held, idle, run
 from fake_runner import FakeRunner, reference
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError, RuntimeFailure
 
 GROUPS = {
@@ -37,12 +38,6 @@ def make_request(
 
 def make_prompt(seed: int, length: int) -> list[int]:
     return [random.Random(seed).randrange(97) for _ in range(length)]
-
-
-def run(engine: Engine) -> None:
-    while not idle(engine):
-        engine.step()
-        assert check(snapshot(engine)) == []
 
 
 def answer(request: Request, choice: int = 0) -> list[int]:

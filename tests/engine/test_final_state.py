@@ -13,7 +13,8 @@ import tiny
 
 from subsecond.config import ModelOptions
 from subsecond.engine.final_state import FinalState
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import UnsupportedError
 from subsecond.formats.convert import convert
 from subsecond.formats.pack import unpack

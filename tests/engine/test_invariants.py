@@ -11,7 +11,8 @@ from fake_runner import FakeRunner
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import NO_PAGE, CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 
 def running_engine() -> Engine:

@@ -7,7 +7,8 @@ from engine_at_rest import assert_nothing_held
 from fake_runner import FakeRunner, FakeSampler
 
 from subsecond.engine.engine import Engine
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 
 def test_a_reset_takes_back_a_sampler_that_was_set_when_the_interrupt_came() -> None:

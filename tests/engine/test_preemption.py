@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 from engine_at_rest import assert_nothing_held, idle
-from fake_runner import FakeRunner, reference
+from engine_at_rest import run as run_to_rest
+from fake_runner import FakeRunner, assert_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupts import interrupted_at
 
 from subsecond.engine import engine as engine_module
 from subsecond.engine import pages as pages_module
@@ -21,7 +20,8 @@ from subsecond.engine import prefix, scheduler
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import NO_PAGE, CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 
 GROUPS = {
@@ -31,6 +31,9 @@ GROUPS = {
     "small windows": (CacheGroup(16), CacheGroup(130)),
     "two full": (CacheGroup(), CacheGroup(), CacheGroup(40)),
 }
+
+
+MODULES = {engine_module, pages_module, prefix, scheduler}
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -52,11 +55,7 @@ def step(engine: Engine) -> None:
 
 
 def run(engine: Engine, most: int = 5000) -> None:
-    for _ in range(most):
-        if idle(engine):
-            return
-        step(engine)
-    raise AssertionError("no end")
+    run_to_rest(engine, most, lambda own, _: assert_pages_hold_their_keys(own))
 
 
 def assert_pages_hold_their_keys(engine: Engine) -> None:
@@ -66,22 +65,6 @@ def assert_pages_hold_their_keys(engine: Engine) -> None:
             ids = memoryview(entry.key).cast("i").tolist()
             store: list[int] = engine.runner.stores[index][page]  # type: ignore[attr-defined]
             assert page != NO_PAGE and store[: len(ids)] == ids
-
-
-def assert_right(engine: Engine, request: Request) -> None:
-    for choice, sequence in enumerate(request.sequences):
-        expected = reference(
-            request.prompt,
-            request.max_tokens,
-            choice=choice,
-            stop_ids=request.stop_ids,
-            groups=engine.pages.groups,
-        )
-        got = sequence.tokens[len(request.prompt) :]
-        assert sequence.finish_reason is not None
-        assert got == expected[: len(got)]
-        if sequence.finish_reason in ("length", "stop"):
-            assert got == expected
 
 
 def placed(request: Request) -> bool:
@@ -257,19 +240,8 @@ def test_random_arrivals_in_a_quarter_of_the_memory(
     run(engine)
     for request in requests:
         cut = any(sequence.finish_reason == "stop" for sequence in request.sequences)
-        if not cut:
-            assert_right(engine, request)
-        else:
-            assert_begins_right(engine, request)
+        assert_right(engine, request, cut=cut)
     assert_nothing_held(engine)
-
-
-def assert_begins_right(engine: Engine, request: Request) -> None:
-    for choice, sequence in enumerate(request.sequences):
-        got = sequence.tokens[len(request.prompt) :]
-        groups = engine.pages.groups
-        expected = reference(request.prompt, len(got), choice=choice, groups=groups)
-        assert got == expected
 
 
 def assert_the_first_goes_on(engine: Engine) -> None:
@@ -293,7 +265,7 @@ def test_every_line_of_a_crowded_engine_may_be_interrupted(groups: str) -> None:
         ]
         for _ in range(5):
             engine.step()
-        came = interrupted_at(line, lambda engine=engine: run_plainly(engine))
+        came = interrupted_at(line, MODULES, lambda engine=engine: run_plainly(engine))
         if came:
             engine.reset()
         assert check(snapshot(engine)) == []
@@ -303,7 +275,7 @@ def test_every_line_of_a_crowded_engine_may_be_interrupted(groups: str) -> None:
         for request in again:
             assert_right(engine, request)
         for request in requests:
-            assert_begins_right(engine, request)
+            assert_right(engine, request)
         assert_nothing_held(engine)
         line += 1 + line // 40
     assert line > 1000
@@ -319,14 +291,14 @@ def test_every_line_of_a_cancellation_may_be_interrupted() -> None:
             request = queued(engine, prompt_of(2, 60), 130, n=3)
             for _ in range(steps):
                 engine.step()
-            came = interrupted_at(line, lambda: engine.cancel(request))  # noqa: B023
+            came = interrupted_at(line, MODULES, lambda: engine.cancel(request))  # noqa: B023
             if came:
                 engine.reset()
             assert check(snapshot(engine)) == []
             run_plainly(engine)
             for each in (other, request):
                 assert each.finished
-                assert_begins_right(engine, each)
+                assert_right(engine, each)
             assert_nothing_held(engine)
             line += 1 + steps // 20
         assert line > 10
@@ -341,7 +313,7 @@ def test_every_line_may_be_interrupted_while_a_text_gets_known_pages(length: int
         queued(engine, known, 1)
         run_plainly(engine)
         queued(engine, [*known, 1, 2], 2)
-        came = interrupted_at(line, engine.step)
+        came = interrupted_at(line, MODULES, engine.step)
         if came:
             engine.reset()
         assert check(snapshot(engine)) == []
@@ -357,30 +329,3 @@ def test_every_line_may_be_interrupted_while_a_text_gets_known_pages(length: int
 def run_plainly(engine: Engine) -> None:
     while not idle(engine):
         engine.step()
-
-
-def interrupted_at(line: int, call: Callable[[], None]) -> bool:
-    """Raises KeyboardInterrupt at the `line`th line that `call` runs in the engine's files."""
-    files = {module.__file__ for module in (engine_module, pages_module, prefix, scheduler)}
-    left = line
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in files:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False

@@ -7,13 +7,14 @@ import random
 from typing import Any
 
 import pytest
-from engine_at_rest import assert_nothing_held, idle
-from fake_runner import POISON, FakeRunner, reference
+from engine_at_rest import assert_nothing_held, run
+from fake_runner import POISON, FakeRunner, assert_right
 
 from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.pages import CacheGroup
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 GROUPS = {
     "full": (CacheGroup(),),
@@ -37,19 +38,6 @@ def ask(engine: Engine, prompt: list[int], max_tokens: int = 20, **more: Any) ->
     run(engine)
     assert_right(engine, request)
     return request
-
-
-def run(engine: Engine) -> None:
-    while not idle(engine):
-        engine.step()
-        assert check(snapshot(engine)) == []
-
-
-def assert_right(engine: Engine, request: Request) -> None:
-    groups = engine.pages.groups
-    for choice, sequence in enumerate(request.sequences):
-        expected = reference(request.prompt, request.max_tokens, choice=choice, groups=groups)
-        assert sequence.tokens[len(request.prompt) :] == expected
 
 
 def computed(engine: Engine) -> int:

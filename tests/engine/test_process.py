@@ -14,6 +14,7 @@ import pytest
 from fake_runner import reference
 from serving_model import cost_model
 
+from subsecond.engine.constraint import Constraint
 from subsecond.engine.engine import Engine
 from subsecond.engine.framing import FrameReader, frame
 from subsecond.engine.messages import (
@@ -40,6 +41,7 @@ from subsecond.engine.messages import (
     engine_decoder,
 )
 from subsecond.engine.process import CLEAN, FAILED, EngineProcess
+from subsecond.errors import RequestError
 
 PATIENCE_S = 60  # no test waits so long unless it fails
 
@@ -325,6 +327,52 @@ def test_random_lives_end_once_and_leave_no_page(front: Front, seed: int) -> Non
     stats = front.last["m"].stats
     assert (stats.running, stats.waiting) == (0, 0)
     assert stats.pages_free + stats.pages_cached == stats.pages_total == 12
+
+
+class SlowGrammars:
+    """No constraint is ready before the gate opens, and none can be followed then."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        self._gate = gate
+
+    def known(self, constraint: Constraint) -> None:
+        return None
+
+    def compile(self, constraint: Constraint) -> Any:
+        self._gate.wait(PATIENCE_S)
+        raise RequestError("it can't be followed", "constraint")
+
+
+def test_an_id_whose_constraint_is_being_prepared_is_taken(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, load = threading.Event(), fake_process.load
+
+    def slow(path: str, options: LoadOptions) -> tuple[Engine, str]:
+        engine, executor = load(path, options)
+        engine.grammars = SlowGrammars(gate)  # type: ignore[assignment]
+        return engine, executor
+
+    monkeypatch.setattr(fake_process, "load", slow)
+    loaded(front)
+    choice = Constraint.choice(["a"])
+    front.submit(1, [1], constraint=choice)
+    for again in (choice, None):
+        front.submit(1, [2], constraint=again)
+        refused = front.until(Refused)
+        assert (refused.id, refused.error.kind) == (1, "RuntimeFailure")
+    front.submit(2, [1, 2])
+    front.finish(2)
+    assert front.tokens(2) == reference([1, 2], 6)
+    gate.set()
+    refused = front.until(Refused)
+    assert (refused.id, refused.error.kind) == (1, "RequestError")
+    assert not front.events[1]
+    front.submit(1, [1, 2, 3])
+    front.until(StepDone)
+    while not front.events[1] or not front.events[1][-1].ends_request:
+        front.receive()
+    assert front.tokens(1) == reference([1, 2, 3], 6)
 
 
 def test_costs_and_warming_are_taken_between_steps(front: Front) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 
 NAN, INF = float("nan"), float("inf")

@@ -7,12 +7,14 @@ import zlib
 from typing import Any
 
 import pytest
-from engine_at_rest import assert_nothing_held, idle
+from engine_at_rest import assert_nothing_held
+from engine_at_rest import run as run_to_rest
 from fake_runner import FakeRunner, reference, score
 
 from subsecond.engine.engine import Engine
-from subsecond.engine.invariants import check, snapshot
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.report import StepReport
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 
 
 def engine_of(**sizes: Any) -> Engine:
@@ -27,15 +29,13 @@ def queued(engine: Engine, prompt: list[int], *, scored: bool, n: int = 1) -> Re
 
 
 def run(engine: Engine) -> int:
-    for steps in range(5000):
-        if idle(engine):
-            return steps
-        report = engine.step()
-        assert check(snapshot(engine)) == []
-        if report is not None:
-            assert report.shape.rows == engine.runner.calls[-1][2]  # type: ignore[attr-defined]
-            assert report.shape.rows <= engine.runner.max_rows
-    raise AssertionError("no end")
+    return run_to_rest(engine, after=assert_rows)
+
+
+def assert_rows(engine: Engine, report: StepReport | None) -> None:
+    if report is not None:
+        assert report.shape.rows == engine.runner.calls[-1][2]  # type: ignore[attr-defined]
+        assert report.shape.rows <= engine.runner.max_rows
 
 
 def scores(prompt: list[int]) -> list[float]:
@@ -98,3 +98,33 @@ def test_what_is_cached_is_computed_again_for_its_scores() -> None:
     again = queued(engine, prompt, scored=False)
     run(engine)
     assert again.cached_tokens >= 128
+
+
+def test_a_preempted_prompt_keeps_its_scores() -> None:
+    """Each row is computed once, whoever takes the pages meanwhile, and what others have left of
+    the scored part isn't computed again.
+    """
+    engine = engine_of(max_tokens=16)
+    runner, made = engine.runner, list[int]()
+    scorer = runner.scorer
+
+    def counting(target: int, top: int) -> Any:
+        made.append(target)
+        return scorer(target, top)
+
+    runner.scorer = counting  # type: ignore[method-assign]
+    prompt = [token * 7 % 97 for token in range(150)]
+    request = queued(engine, prompt, scored=True)
+    while not request.prompt_logprobs:
+        engine.step()
+    for _ in range(4):
+        engine.step()
+        engine._preempt(request.sequences[0])
+    engine.runner.calls.clear()  # type: ignore[attr-defined]
+    run(engine)
+    assert_scored(request)
+    assert made == prompt[1:]
+    assert request.sequences[0].tokens[150:] == reference(prompt, 6)
+    tokens = sum(call[0] for call in engine.runner.calls)  # type: ignore[attr-defined]
+    assert tokens < 150
+    assert_nothing_held(engine)

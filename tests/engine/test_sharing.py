@@ -25,7 +25,8 @@ from subsecond.engine.engine import Engine
 from subsecond.engine.invariants import check, snapshot
 from subsecond.engine.policy import Item, StepLimits, longest_s
 from subsecond.engine.report import StepReport
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.engine.sharing import Sharing, item_of
 
 PAGES = 24

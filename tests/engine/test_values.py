@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.engine.values import check_token_ids
 from subsecond.errors import RequestError
 

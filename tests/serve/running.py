@@ -150,3 +150,14 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 async def becomes(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.005)
+
+
+async def rests(running: Running) -> None:
+    """Nothing is left of any request, soon."""
+    server = running.server
+    await becomes(lambda: not server.desk.entries and not server.answering)
+    assert server.engine.in_flight == 0
+    assert server.ledger.total().open == 0
+    assert not any(server.desk.unsent.values())
+    for places in (server.urgent, server.patient):
+        assert (places.held, places.tokens) == (0, 0)

@@ -44,12 +44,12 @@ def test_what_is_kept_is_found_after_a_restart(tmp_path: Path) -> None:
         assert await cache.find(b"k") is None
         cache.keep(b"k", text())
         assert await cache.find(b"k") == text()
-        cache.close()
+        await cache.close()
 
     async def find() -> None:
         cache = AnswerCache(tmp_path, 1 << 20)
         assert await cache.find(b"k") == text()
-        cache.close()
+        await cache.close()
 
     asyncio.run(keep())
     asyncio.run(find())
@@ -76,7 +76,7 @@ def test_it_is_bounded_and_forgets_what_was_used_least_recently(
         held = [await cache.find(b"%d" % index) is not None for index in range(60)]
         assert held[0] and not any(held[1:20]) and all(held[-25:])
         assert cache._bytes <= 100_000
-        cache.close()
+        await cache.close()
 
     asyncio.run(main())
     base = sqlite3.connect(tmp_path / FILE)
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_as_good_as_empty(tmp_path: Path) -> None:
             cache._thread, lambda: cache._base.execute("UPDATE answers SET value = x'ff'")
         )
         assert await cache.find(b"k") is None and cache.problem
-        cache.close()
+        await cache.close()
 
     asyncio.run(main())
 

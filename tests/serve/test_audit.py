@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from subsecond.serve import journal
-from subsecond.serve.audit import Audit, Entry
+from subsecond.serve.audit import MAX_TEXT_CHARACTERS, Audit, Entry, Texts
 from subsecond.serve.journal import Appender
 
 
@@ -48,6 +48,23 @@ def test_texts_only_if_the_operator_asks(tmp_path: Path) -> None:
         log.close()
         assert ("canary" in path.read_text()) is texts
     assert lines(path)[0]["answer"] == "canary-answer" * 1000
+
+
+def test_texts_are_bounded_and_several_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = Audit(path, texts=True)
+    log.record(entry(prompt="x" * (MAX_TEXT_CHARACTERS + 1)))
+    log.close()
+    (own,) = lines(path)
+    assert own["prompt"] == "x" * MAX_TEXT_CHARACTERS + "... (262,145 characters)"
+    one = Texts(["a"])
+    assert (one.prompt, one.answer) == ("a", None)
+    one.take(0, "b")
+    one.take(0, "c")
+    assert one.answer == "bc"
+    several = Texts(["a", [1, 2]])
+    several.take(2, "z")
+    assert (several.prompt, several.answer) == ('["a",[1,2]]', '["","","z"]')
 
 
 def test_one_line_each_whatever_is_in_it(tmp_path: Path) -> None:
@@ -112,6 +129,18 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file.close()
     assert list(journal.lines_of(tmp_path / "a")) == [b"0", b"1", b"2", b"3", b"4"]
     assert list(journal.lines_of(tmp_path / "nothing")) == []
+
+
+def test_bytes_that_wait_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PENDING_BYTES", 10)
+    file = Appender(tmp_path / "a", interval_s=3600)
+    for _ in range(3):
+        for _ in range(4):
+            file.append(b"12345")
+        file.flush()
+    assert file.lost == 6
+    file.close()
+    assert len(list(journal.lines_of(tmp_path / "a"))) == 6
 
 
 def test_the_thread_writes_by_itself(tmp_path: Path) -> None:

@@ -15,18 +15,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import tiny
 
 from subsecond import LLM, SamplingParams
-from subsecond.engine.child import module_command
+from subsecond.engine.child import launch
 from subsecond.engine.messages import Event, LoadOptions, SamplingFields
 from subsecond.engine.remote import RemoteEngine
-from subsecond.errors import InputError
+from subsecond.errors import InputError, ModelError
 from subsecond.formats.convert import convert
+from subsecond.serve import engine_command, engine_process
+from subsecond.serve.engine_command import Begin, command_of
 
 PATIENCE_S = 60  # no test waits so long unless it fails
-COMMAND = module_command("subsecond.serve.engine_process")
+COMMAND = command_of(Begin())
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,67 @@ def test_not_even_a_stopped_process_outlives_its_front() -> None:
         while alive(pid) and time.monotonic() < give_up_s:
             time.sleep(0.01)
         assert not alive(pid)
+
+
+def test_a_process_that_was_started_before_is_taken_and_has_loaded(artifact: Path) -> None:
+    """It is another one after a crash, which loads nothing that nobody asks for."""
+
+    async def main() -> None:
+        options = LoadOptions(threads=1, max_sequences=4)
+        begin = Begin(path=os.fspath(artifact), options=options)
+        with launch(command_of(begin)) as launched:
+            engine = RemoteEngine(COMMAND, launched=launched)
+            async with asyncio.timeout(PATIENCE_S):
+                await engine.start()
+                assert engine.pid == launched.process.pid
+                await engine.load("m", os.fspath(artifact), options)
+                first = await read(engine, [1, 2, 3], SamplingFields(6))
+                os.kill(launched.process.pid, signal.SIGKILL)
+                while engine.pid in (None, launched.process.pid) or engine.health.state != "ready":
+                    await asyncio.sleep(0.01)
+                again = await read(engine, [1, 2, 3], SamplingFields(6))
+                assert texts(again, 1) == texts(first, 1)
+                await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_nobody_takes_ends() -> None:
+    with launch(COMMAND) as launched:
+        assert alive(launched.process.pid)
+    assert launched.process.returncode is not None
+    assert launched.connection.fileno() == -1
+    missing = ["/no/such/program"]
+    with pytest.raises(OSError, match="No such file"):
+        launch(missing)
+
+
+def test_what_was_loaded_ahead_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def load(path: str, options: LoadOptions) -> tuple[object, str]:
+        calls.append(path)
+        if path == "bad":
+            raise ModelError("it is bad")
+        return object(), path
+
+    monkeypatch.setattr(engine_process, "load", load)
+    options = LoadOptions()
+    ahead = engine_process.Ahead("m", options)
+    other, _ = ahead.load("m", LoadOptions(threads=1))  # not what was begun
+    first, second = ahead.load("m", options)[0], ahead.load("m", options)[0]
+    assert calls.count("m") == 3 and len({id(own) for own in (other, first, second)}) == 3
+    bad = engine_process.Ahead("bad", options)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="it is bad"):
+            bad.load("bad", options)
+    assert calls.count("bad") == 2
+
+
+def test_a_path_that_json_cannot_say_is_not_loaded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[str]] = []
+    monkeypatch.setattr(engine_command, "launch", said.append)
+    for path in (Path("/models/\udcff"), Path("/models/m")):
+        engine_command.launch_for(path, LoadOptions(), "json")
+    begins = [msgspec.json.decode(words[-1], type=Begin) for words in said]
+    assert begins == [Begin("json"), Begin("json", "/models/m")]

@@ -26,7 +26,6 @@ from subsecond.formats import certificate, files
 from subsecond.formats.certificate import Canary
 from subsecond.serve.desk import Costs, Desk
 from subsecond.serve.keys import KeyFile
-from subsecond.serve.loading import busy_s, late_after
 from subsecond.serve.text_side import TextSide
 
 
@@ -157,7 +156,8 @@ def test_a_model_that_does_not_answer_as_certified_is_refused(
     artifact: Path, tmp_path: Path
 ) -> None:
     """The answer of this very executor and build is owed token for token."""
-    from subsecond.tasks.canary import canaries_of, native_build
+    from subsecond.runtime.build import native_build
+    from subsecond.tasks.canary import canaries_of
 
     shelf = tmp_path / "shelf"
     for name in ("true", "false"):
@@ -192,6 +192,31 @@ def test_a_certificate_of_other_files_is_foreign_at_the_start_too(
         shutil.copytree(artifact, tmp_path / "a")
 
 
+def test_an_unload_waits_for_prompts_that_wait_for_others(artifact: Path, tmp_path: Path) -> None:
+    """Where each is sent when the one before has ended, there are moments without any."""
+
+    async def main() -> None:
+        async with administered(artifact, tmp_path, max_waiting=1) as running:
+            desk = running.server.desk
+            body: dict[str, Any] = {"model": "m"}
+            body["input"] = [f"{index} one two" for index in range(150)]
+            embedding = asyncio.create_task(running.ask("/v1/embeddings", body))
+            await becomes(lambda: desk.unsent["m"] > 0)
+            assert (await act(running, "unload", model="m")).status == 200
+            assert (await embedding).status == 200
+            loaded = await act(running, "load", model="other", name="m")
+            assert loaded.status == 200
+            long = {"model": "m", "input": body["input"] * 13}  # not done when it is unloaded
+            cut = asyncio.create_task(running.ask("/v1/embeddings", long))
+            await becomes(lambda: desk.unsent["m"] > 0)
+            assert (await act(running, "unload", model="m", deadline_ms=1)).status == 200
+            reply = await cut
+            assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
+            assert not desk.unsent["m"]
+
+    asyncio.run(main())
+
+
 def promised(tokens: int, deadline_s: float) -> Desk:
     """A desk with one promise; steps take 10 ms."""
     cost = CostModel(Coefficients(((1, 0.01),), 0.0, 0.0, 0.0), margin=1.0)
@@ -207,10 +232,12 @@ def promised(tokens: int, deadline_s: float) -> Desk:
 
 def test_what_a_promise_bears() -> None:
     desk = promised(50, 1.0)  # half a second of work within one
-    assert busy_s(desk, 0.0) == pytest.approx(0.5, rel=0.1)
-    assert late_after(desk, 0.3, 0.0) <= 0 < late_after(desk, 0.6, 0.0)
+    busy = desk.busy(0.0)
+    assert busy.seconds == pytest.approx(0.5, rel=0.1)
+    assert busy.late_s(0.3) <= 0 < busy.late_s(0.6)
+    assert not desk.busy(0.0, besides="m").work
     desk.entries[0].close()
-    assert late_after(desk, 1e9, 0.0) < 0 and busy_s(desk, 0.0) == 0
+    assert desk.busy(0.0).late_s(1e9) < 0 and desk.busy(0.0).seconds == 0
 
 
 def test_nothing_is_promised_that_could_not_wait_for_a_load() -> None:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from running import Running, becomes, serving
+from running import rests, serving
 
 from subsecond import LLM, SamplingParams
 
@@ -198,11 +198,3 @@ def test_responses(artifact: Path) -> None:
             await rests(running)
 
     asyncio.run(main())
-
-
-async def rests(running: Running) -> None:
-    """Nothing is left of any request."""
-    server = running.server
-    await becomes(lambda: not server.desk.entries and not server.answering)
-    assert server.engine.in_flight == 0
-    assert server.ledger.total().open == 0

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from running import Running, becomes, serving
+from running import rests, serving
 
 from subsecond import LLM, SamplingParams
 
@@ -101,10 +101,3 @@ def test_with_deadlines_and_bad_values(artifact: Path) -> None:
             await rests(running)
 
     asyncio.run(main())
-
-
-async def rests(running: Running) -> None:
-    server = running.server
-    await becomes(lambda: not server.desk.entries and not server.answering)
-    assert server.engine.in_flight == 0
-    assert server.ledger.total().open == 0

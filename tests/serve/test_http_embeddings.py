@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Reply, Running, becomes, serving
+from running import Reply, Running, rests, serving
 
 TEXTS = ["hello", "one two three", "hello, one two three and some more words, and more of them"]
 
@@ -81,10 +81,3 @@ def test_deadlines_and_refusals(artifact: Path) -> None:
             await rests(running)
 
     asyncio.run(main())
-
-
-async def rests(running: Running) -> None:
-    server = running.server
-    await becomes(lambda: not server.desk.entries and not server.answering)
-    assert server.engine.in_flight == 0
-    assert server.ledger.total().open == 0

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from running import Running, becomes, serving
+from running import rests, serving
 
 SCHEMA = {
     "type": "object",
@@ -175,10 +175,3 @@ def test_at_the_deadline_a_shape_is_closed(roomy_artifact: Path) -> None:
             await rests(running)
 
     asyncio.run(main())
-
-
-async def rests(running: Running) -> None:
-    server = running.server
-    await becomes(lambda: not server.desk.entries and not server.answering)
-    assert server.engine.in_flight == 0
-    assert server.ledger.total().open == 0

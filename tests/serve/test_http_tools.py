@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from running import Reply, Running, becomes, serving
+from running import Reply, rests, serving
 
 DAY = {"enum": ["monday", "friday"]}
 
@@ -268,10 +268,3 @@ def test_a_call_is_closed_at_its_deadline(tool_artifact: Path) -> None:
             await rests(running)
 
     asyncio.run(main())
-
-
-async def rests(running: Running) -> None:
-    server = running.server
-    await becomes(lambda: not server.desk.entries and not server.answering)
-    assert server.engine.in_flight == 0
-    assert server.ledger.total().open == 0

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from bodies import BODIES, GENERATING, read, refusal
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.serve.limits import MAX_PRIORITY
 from subsecond.serve.schema import shared
 from subsecond.serve.schema.chat import ChatRequest

@@ -6,43 +6,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import ssl
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import subsecond
+from certificates import certificate
+from command import PATIENCE_S, command
+
 from subsecond.serve.keys import KeyFile
 
-PATIENCE_S = 60  # no test waits so long unless it fails
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(subsecond.__file__).parents[1])}
 CANARY = "canary-of-a-client"
-
-
-@contextmanager
-def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """The process once it serves, and its lines of standard error so far."""
-    command = [sys.executable, "-m", "subsecond", "serve", *words]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        guard = threading.Timer(PATIENCE_S, process.kill)
-        guard.start()
-        lines: list[str] = []
-        try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                lines.append(line)
-                if "/v1 (ready after" in line:
-                    break
-            yield process, lines
-        finally:
-            guard.cancel()
-            process.kill()
 
 
 def ask(port: int, context: ssl.SSLContext, path: str, key: str, body: Any = None) -> Any:
@@ -57,23 +32,17 @@ def ask(port: int, context: ssl.SSLContext, path: str, key: str, body: Any = Non
 
 
 def test_https_keys_and_json_lines(artifact: Path, tmp_path: Path) -> None:
-    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key),
-         "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = certificate(tmp_path, "x")
     secret, own = KeyFile(tmp_path / "keys.json").create("all", ["use", "admin", "metrics"])
     words = ["--model", f"m={artifact}", "--port", "0", "--threads", "1", "--max-sequences", "4",
              "--within", "20s", "--keys", str(tmp_path / "keys.json"), "--log", "json",
              "--tls-cert", str(cert), "--tls-key", str(key), "--state", str(tmp_path / "state"),
              "--answer-cache", "1M"]  # fmt: skip
     context = ssl.create_default_context(cafile=str(cert))
-    with started(*words) as (process, said):
+    with command(*words) as (process, said, port):
         served = json.loads(said[-1])
         assert served["logger"] == "subsecond.operation"
-        port = int(served["message"].partition("https://127.0.0.1:")[2].partition("/")[0])
+        assert f"https://127.0.0.1:{port}/v1" in served["message"]
         chat = {"model": "m", "messages": [{"role": "user", "content": CANARY}], "user": CANARY,
                 "max_tokens": 4}  # fmt: skip
         assert ask(port, context, "/v1/chat/completions", secret, chat)[0] == 200

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 from running import Running, closed, parsed, serving
 
 from subsecond.errors import InputError
@@ -16,15 +16,6 @@ from subsecond.serve.run import load_tls, tls_of
 from subsecond.serve.settings import ServeSettings
 
 QUICK = RequestLimits(headers_s=0.4)
-
-
-def certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
-             "-keyout", str(key), "-out", str(cert), *(options or ("-nodes",))]  # fmt: skip
-    subprocess.run(words, check=True, capture_output=True)
-    return cert, key
 
 
 @pytest.fixture(scope="module")

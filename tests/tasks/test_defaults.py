@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from subsecond import LLM, Chat, ModelError, RequestError, SamplingParams
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, Sampling
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, Sampling
 
 NOTHING = SamplingParams()
 

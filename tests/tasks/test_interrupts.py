@@ -6,7 +6,6 @@ KeyboardInterrupt between a call and what follows it.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from engine_at_rest import assert_nothing_held
+from interrupts import interrupted_at
 
 from subsecond import LLM, Chat, RuntimeFailure, SamplingParams
 from subsecond.engine import engine, pages, plan_writer, prefix, scheduler
@@ -60,7 +60,7 @@ def test_an_interrupt_after_the_lock_was_taken_leaves_it_free(llm: LLM, blocking
 
 def test_every_line_of_the_engine_may_be_interrupted(llm: LLM) -> None:
     """The interrupt comes at one line after the other, of all that runs under the lock."""
-    files = {module.__file__ for module in (engine, pages, plan_writer, prefix, scheduler, shared)}
+    modules = {engine, pages, plan_writer, prefix, scheduler, shared}
     prompt = llm.encode("the sky is high and wide")
     expected = list(llm.generate([prompt], FEW)[0].token_ids)
     calls: list[Callable[[], object]] = [
@@ -72,7 +72,7 @@ def test_every_line_of_the_engine_may_be_interrupted(llm: LLM) -> None:
         line, came = 0, True
         while came:
             line += 1
-            came = interrupted_at(line, files, call)
+            came = interrupted_at(line, modules, call, under_lock)
             assert check(snapshot(llm._parts.engine)) == []
             if line % 40 == 0:
                 assert list(llm.generate([prompt], FEW)[0].token_ids) == expected
@@ -117,34 +117,6 @@ def test_an_interrupted_step_fails_the_texts_of_other_threads_aloud(llm: LLM) ->
     with pytest.raises(RuntimeFailure, match="was interrupted; ask again"):
         list(other)
     assert_nothing_held(llm._parts.engine)
-
-
-def interrupted_at(line: int, files: set[str], call: Callable[[], object]) -> bool:
-    """Raises KeyboardInterrupt at the `line`th line that `call` runs in one of the files under the
-    lock; False if there are fewer.
-    """
-    left = line
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in files or not under_lock(frame):
-            return trace if event == "call" else None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return left <= 0
 
 
 def under_lock(frame: FrameType | None) -> bool:

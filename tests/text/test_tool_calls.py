@@ -11,6 +11,8 @@ import pytest
 from subsecond.text.tool_calls import (
     HERMES,
     LLAMA3_JSON,
+    MAX_CALL_CHARACTERS,
+    MAX_HEADER_CHARACTERS,
     MISTRAL,
     Argued,
     CallBegun,
@@ -151,6 +153,29 @@ def test_a_name_comes_before_its_arguments_end() -> None:
 def test_a_name_that_is_no_json_is_text(name: str, end: str) -> None:
     text = f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1}}}}{end}'
     assert read(HERMES, text, []) == (text, [])
+
+
+def test_what_is_too_long_for_a_call_is_text_at_once() -> None:
+    """Whatever the form; what follows is read on, so that a later call is found."""
+    long = '{"name": "' + "x" * (MAX_HEADER_CHARACTERS + 50)
+    for syntax in (HERMES, MISTRAL):
+        parser = ToolCalls(syntax)
+        assert parser.push(syntax.begin + long) == [Said(syntax.begin + long)]
+        assert parser.push(" more") == [Said(" more")]
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    text = f"<tool_call>{long}\n{call}"
+    for cut in (0, 500, len(long) - 3):
+        assert read(HERMES, text, [cut]) == (f"<tool_call>{long}", [("f", "{}")])
+
+
+@pytest.mark.parametrize("size", [10, 4000])
+def test_a_call_whose_arguments_come_first_is_waited_for(size: int) -> None:
+    arguments = json.dumps({"a": "x" * size}, separators=(",", ":"))
+    text = f'<tool_call>{{"arguments": {arguments}, "name": "f"}}</tool_call>'
+    cuts = list(range(0, len(text), 97))
+    assert read(HERMES, text, cuts) == ("", [("f", arguments)])
+    endless = '<tool_call>{"arguments": {"a": "' + "x" * MAX_CALL_CHARACTERS
+    assert read(HERMES, endless + " after", [len(endless)]) == (endless + " after", [])
 
 
 @pytest.mark.parametrize("cut", range(0, 90, 3))

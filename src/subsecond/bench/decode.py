@@ -18,7 +18,7 @@ import msgspec
 from subsecond import _native
 from subsecond.bench import cost, limits
 from subsecond.config import ModelOptions
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.artifact import open_artifact
 from subsecond.formats.locate import locate

@@ -16,7 +16,7 @@ from subsecond.cli import console, interrupt
 from subsecond.cli.chat_session import Session
 from subsecond.cli.options import Chat, model_given, sampling_given
 from subsecond.cli.stored import say_where
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, SamplingParams
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from subsecond.errors import InputError, SubsecondError, TextError
 from subsecond.formats import cache
 from subsecond.formats.progress import TerminalProgress

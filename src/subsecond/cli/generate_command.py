@@ -10,7 +10,7 @@ from subsecond.cli import console
 from subsecond.cli.options import Generate, model_given, sampling_given
 from subsecond.cli.stored import kept_line, say_where
 from subsecond.engine.constraint import Constraint
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import InputError
 from subsecond.formats.progress import TerminalProgress
 from subsecond.tasks.completion import Piece

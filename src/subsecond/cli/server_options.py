@@ -129,6 +129,9 @@ class Serve(Execution):
         None, "folder of the promises' ledger and of the audit log (default: neither is kept)",
         metavar="DIR",
     )  # fmt: skip
+    audit_texts: bool = option(
+        False, "prompts and answers in the audit log, in plain text; needs --state"
+    )
     drain: float = option(
         30.0,
         "seconds that answers may go on after a signal to end (default: 30s)",
@@ -155,6 +158,18 @@ class Serve(Execution):
         "--state (default: none are kept)",
         type=size,
         metavar="BYTES",
+    )
+    answer_redis: str | None = option(
+        None,
+        "keep them on a Redis instead, such as redis://127.0.0.1:6379/0; a URL with a password "
+        "belongs into $SUBSECOND_REDIS_URL",
+        metavar="URL",
+    )
+    max_waiting: int = option(
+        256,
+        "requests on their way at once, with a deadline and as many without; beyond, 503 (default: "
+        "%(default)s)",
+        type=integer,
     )
     max_sequences: int = option(
         16, "answers that are computed together (default: %(default)s)", type=integer

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from subsecond.engine.framing import FrameReader, frame
 from subsecond.engine.health import WatchOptions
@@ -26,6 +27,48 @@ def module_command(module: str) -> list[str]:
     may hold files of others.
     """
     return [sys.executable, "-P", "-m", module]
+
+
+@dataclass
+class Launched:
+    """A process that was started and that nobody listens to yet. As a context manager it ends one
+    that nobody has taken by then.
+    """
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    taken: bool = False
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.taken:
+            self.connection.close()
+            self.process.kill()
+            self.process.wait()
+
+
+def launch(command: Sequence[str]) -> Launched:
+    """Starts `command` with the number of its end of a socket pair as the last argument. OSError if
+    that is impossible.
+
+    To be called in a thread that lives as long as the process may: Linux kills the process with the
+    thread that started it.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return Launched(process, ours)
 
 
 class Child(asyncio.Protocol):
@@ -45,28 +88,17 @@ class Child(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
 
-    async def start(self, command: Sequence[str]) -> None:
-        """Starts `command` with the number of its end of a socket pair as the last argument.
-        OSError if that is impossible.
-
-        To be called in a thread that lives as long as the process may: Linux kills the process with
-        the thread that started it.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                )
-                ours.setblocking(False)
-                loop = asyncio.get_running_loop()
-                await loop.create_unix_connection(lambda: self, sock=ours)
-            except BaseException:
-                ours.close()
-                raise
+    async def start(self, launched: Launched) -> None:
+        """Takes a process over, from `launch`. OSError if nothing can be said to it."""
+        launched.taken = True
+        self._process = launched.process
+        try:
+            launched.connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.create_unix_connection(lambda: self, sock=launched.connection)
+        except BaseException:
+            launched.connection.close()
+            raise
 
     @property
     def pid(self) -> int | None:

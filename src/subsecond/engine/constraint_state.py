@@ -152,11 +152,6 @@ class ConstraintState:
         """Whether nothing may follow but the end."""
         return self.error is None and self._matcher.is_stopped()
 
-    @property
-    def accepting(self) -> bool:
-        """Whether the text may end here."""
-        return self.error is None and self._matcher.is_accepting()
-
     def mask(self) -> bytes:
         """The tokens that may come next, as `Sampler.allow` takes them; none after an error."""
         if self.error is None:

@@ -18,7 +18,7 @@ from subsecond.engine.prefix import Hit, PrefixCache
 from subsecond.engine.report import PageUse, StepReport, page_use, step_shape
 from subsecond.engine.request import CLOSING_S, Logprob, Request, SequenceState
 from subsecond.engine.scheduler import Limits, Scheduler
-from subsecond.engine.scoring import Scores, trimmed
+from subsecond.engine.scoring import Scores, known_positions, trimmed
 from subsecond.engine.sharing import Sharing, Work
 from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
 
@@ -35,8 +35,6 @@ NEVER = 2**62  # tokens
 
 class Engine:
     """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime.
-    grammars: makes constraints ready for the model's vocabulary; None where nobody has said what
-    that is.
     most_idle: KV pages of a cache group in which texts that have ended may stay known before their
     memory is used again; None: all.
     """
@@ -50,6 +48,7 @@ class Engine:
         most_idle: int | None = None,
     ) -> None:
         self.runner = runner
+        # Makes constraints ready; whoever loads a model for a server gives it its vocabulary.
         self.grammars: Grammars | None = None
         self.pages = Pages(runner.groups, runner.pages_per_group, runner.copy_page, most_idle)
         limits = Limits(
@@ -249,7 +248,7 @@ class Engine:
                 if not (scheduler.has_place(text, yielding=True) and self._make_room(text)):
                     return
             while True:
-                most = 0 if text.request.score_prompt else len(text.tokens) - 1
+                most = known_positions(text)
                 hit = self.prefixes.find(text.request.tenant, text.tokens, most)
                 uses = self.prefixes.uses(hit)
                 if scheduler.has_pages(text, uses):

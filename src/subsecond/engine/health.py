@@ -5,11 +5,8 @@ Owns: the values. Does not know: processes, messages on their way.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
-
-from subsecond.engine.messages import LoadOptions, ModelInfo
 
 State: TypeAlias = Literal["starting", "ready", "restarting", "failed", "stopped"]
 ModelState: TypeAlias = Literal["loading", "ready", "failed"]
@@ -45,16 +42,3 @@ class Health:
     reason: str
     restarts: int
     models: dict[str, tuple[ModelState, str]]
-
-
-@dataclass
-class WantedModel:
-    """A model that is wanted. costs: of its steps, `CostModel.to_json`; b"": not measured."""
-
-    path: str
-    options: LoadOptions
-    state: ModelState = "loading"
-    reason: str = ""
-    info: ModelInfo | None = None
-    waiter: asyncio.Future[ModelInfo] | None = None
-    costs: bytes = b""

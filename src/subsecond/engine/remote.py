@@ -1,7 +1,7 @@
 """The engine process as the front uses it: models and requests, and a watch over the process.
 
-Owns: which models are wanted, which requests are on their way, the process's life (start, watch,
-kill, start again), and the truth about its state. Does not know: HTTP, text, admission.
+Owns: which requests are on their way, the process's life (start, watch, kill, start again), and the
+truth about its state. Does not know: HTTP, text, admission; `wanted` has the models.
 
 All methods belong to the event loop's thread. Every request that was submitted has exactly one end,
 also when the process dies under it: then an error that says so.
@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from subsecond.engine.child import CLOSED, Child
+from subsecond.engine.child import CLOSED, Child, Launched, launch
 from subsecond.engine.constraint import Constraint
-from subsecond.engine.health import Health, State, WantedModel, WatchOptions
+from subsecond.engine.health import Health, State, WatchOptions
 from subsecond.engine.messages import (
     Costs,
     Drain,
@@ -28,7 +28,6 @@ from subsecond.engine.messages import (
     ErrorInfo,
     Event,
     Fatal,
-    Load,
     Loaded,
     LoadFailed,
     LoadOptions,
@@ -39,13 +38,12 @@ from subsecond.engine.messages import (
     StepDone,
     StepStats,
     Submit,
-    Unload,
     Unloaded,
     Warm,
-    error_of,
 )
 from subsecond.engine.request_stream import RequestStream
-from subsecond.errors import EngineUnavailable, InputError, SubsecondError
+from subsecond.engine.wanted import WantedModels
+from subsecond.errors import EngineUnavailable, SubsecondError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,8 @@ class RemoteEngine:
     """A client of one engine process, which it starts, watches, and starts again.
 
     command: of the process (`child.module_command`). on_step: called with the model's name and
-    what a turn cost, for cost models and metrics. submitted, ended: requests so far, and how they
+    what a turn cost, for cost models and metrics. launched: the first process, where it was started
+    before. submitted, ended: requests so far, and how they
     ended (a finish reason, or an error's kind); `in_flight` is the difference.
     """
 
@@ -76,14 +75,15 @@ class RemoteEngine:
         *,
         watch: WatchOptions | None = None,
         on_step: Callable[[str, StepStats], None] | None = None,
+        launched: Launched | None = None,
     ) -> None:
         self.submitted = 0
         self.ended: Counter[str] = Counter()
         self._command = tuple(command)
+        self._launched = launched
         self._watch = watch or WatchOptions()
         self._on_step = on_step
-        self._models: dict[str, WantedModel] = {}
-        self._unloads: dict[str, list[asyncio.Future[None]]] = {}
+        self._models = WantedModels()
         self._life: _Life | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._next_id = 0
@@ -123,7 +123,7 @@ class RemoteEngine:
     @property
     def health(self) -> Health:
         """How things stand."""
-        models = {name: (model.state, model.reason) for name, model in self._models.items()}
+        models = self._models.states
         state, reason = self._state, self._reason
         if state == "ready":
             bad = [(name, why) for name, (kind, why) in models.items() if kind == "failed"]
@@ -152,25 +152,18 @@ class RemoteEngine:
         life = self._living()
         if self._state != "ready":
             raise EngineUnavailable("the engine process is starting again; ask again in a moment")
-        known = self._models.get(model)
-        if known is not None and known.state != "failed":
-            raise InputError(f"the model {model!r} is loaded already; unload it first")
-        wanted = WantedModel(path, options or LoadOptions())
-        self._models[model] = wanted
+        wanted = self._models.add(model, path, options or LoadOptions())
         try:
-            return await self._load(life, model, wanted)
+            return await self._models.load(model, wanted, life.child.send)
         except SubsecondError:
-            if self._models.get(model) is wanted:
-                del self._models[model]
+            self._models.drop(model, wanted)
             raise
 
     def keep_promises(self, model: str, costs: bytes) -> None:
         """Has a model's steps shared so that deadlines are kept, also after the process was started
         again. costs: `CostModel.to_json`. InputError for an unknown name.
         """
-        wanted = self._models.get(model)
-        if wanted is None:
-            raise InputError(f"no model {model!r} is loaded")
+        wanted = self._models.find(model)
         wanted.costs = costs
         if self._life is not None and wanted.state == "ready":
             self._life.child.send(Costs(model, costs))
@@ -179,24 +172,15 @@ class RemoteEngine:
         """Has the memory of so many KV pages of a model taken before what is submitted next.
         InputError for an unknown name.
         """
-        if model not in self._models:
-            raise InputError(f"no model {model!r} is loaded")
+        self._models.find(model)
         if self._life is not None:
             self._life.child.send(Warm(model, pages))
 
     async def unload(self, model: str) -> None:
         """Frees a model; its requests end with an error. InputError for an unknown name."""
-        if model not in self._models:
-            raise InputError(f"no model {model!r} is loaded")
-        life, waiter = self._life, self._models.pop(model).waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(InputError(f"the model {model!r} was unloaded while it loaded"))
-        if life is None or life.child.lost.done():
-            return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unloads.setdefault(model, []).append(done)
-        life.child.send(Unload(model))
-        await done
+        life = self._life
+        gone = life is None or life.child.lost.done()
+        await self._models.unload(model, None if life is None or gone else life.child.send)
 
     async def submit(
         self,
@@ -220,8 +204,7 @@ class RemoteEngine:
         refuses is one whose stream has an error for its only event.
         """
         life = self._living()
-        state = self._models.get(model)
-        if state is None or state.state != "ready":
+        if not self._models.is_ready(model):
             raise EngineUnavailable(f"the model {model!r} is not loaded now")
         id = self._next_id
         message = Submit(
@@ -297,7 +280,8 @@ class RemoteEngine:
         self._life = life
         watcher = reloader = None
         try:
-            await child.start(self._command)
+            launched, self._launched = self._launched, None
+            await child.start(launched or launch(self._command))
             watcher = asyncio.create_task(child.watch(self._watch))
             reloader = asyncio.create_task(self._make_ready(life, mark_ready))
             reason = await child.lost
@@ -324,15 +308,7 @@ class RemoteEngine:
         if self._life is life:
             self._life = None
         self._end_all(life)
-        for waiters in self._unloads.values():
-            for done in waiters:
-                _settle(done, None)
-        self._unloads.clear()
-        for model in self._models.values():
-            if model.waiter is not None and not model.waiter.done():
-                model.waiter.set_exception(
-                    EngineUnavailable("the engine process ended while it loaded the model")
-                )
+        self._models.lost()
         await life.child.end()
 
     def _end_all(self, life: _Life) -> None:
@@ -345,17 +321,15 @@ class RemoteEngine:
         error = ErrorInfo(EngineUnavailable.__name__, message)
         for stream in list(life.streams.values()):
             self._end(life, Event(id=stream.id, choice=0, error=error))
-        for model in self._models.values():
-            if model.state == "ready":
-                model.state = "loading"
+        self._models.unready()
 
     async def _make_ready(self, life: _Life, mark_ready: Callable[[], None]) -> None:
         """Waits for the first sign of life, and loads the models that are wanted."""
         await life.child.answered.wait()
-        for name, model in list(self._models.items()):
+        for name, model in self._models:
             model.state, model.reason = "loading", ""
             try:
-                await self._load(life, name, model)
+                await self._models.load(name, model, life.child.send)
             except EngineUnavailable:  # the process ended: the next one is asked
                 return
             except SubsecondError as error:
@@ -363,12 +337,6 @@ class RemoteEngine:
         mark_ready()
         if not life.draining and self._state != "stopped":
             self._set_state("ready")
-
-    async def _load(self, life: _Life, name: str, model: WantedModel) -> ModelInfo:
-        waiter: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
-        model.waiter = waiter
-        life.child.send(Load(name, model.path, model.options))
-        return await waiter
 
     # Messages.
 
@@ -385,10 +353,9 @@ class RemoteEngine:
             case Refused():
                 self._end(life, Event(id=message.id, choice=0, error=message.error))
             case Loaded() | LoadFailed():
-                self._loaded(message)
+                self._models.loaded(message, life.child.send)
             case Unloaded():
-                for done in self._unloads.pop(message.model, []):
-                    _settle(done, None)
+                self._models.unloaded(message.model)
             case Draining():
                 life.draining = True
                 if self._state == "ready":
@@ -408,25 +375,3 @@ class RemoteEngine:
         if stream is not None:
             self.ended[event.error.kind if event.error else event.finish_reason or "stop"] += 1
             stream.push(event)
-
-    def _loaded(self, message: Loaded | LoadFailed) -> None:
-        model = self._models.get(message.model)
-        if model is None:  # unloaded meanwhile
-            return
-        waiter = model.waiter
-        waits = waiter is not None and not waiter.done()  # else whoever asked has given up
-        if isinstance(message, Loaded):
-            if model.costs and self._life is not None:
-                self._life.child.send(Costs(message.model, model.costs))
-            model.state, model.reason, model.info = "ready", "", message.info
-            if waiter is not None and waits:
-                waiter.set_result(message.info)
-        else:
-            model.state, model.reason = "failed", message.message
-            if waiter is not None and waits:
-                waiter.set_exception(error_of(ErrorInfo(message.kind, message.message)))
-
-
-def _settle(future: asyncio.Future[None], result: None) -> None:
-    if not future.done():
-        future.set_result(result)

@@ -3,8 +3,9 @@
 Owns: which rows a part of a prompt gets for them, how much of it fits beside the rows of others,
 and where the numbers go. Does not know: who asks.
 
-A prompt that is scored is computed from its first token, whatever the prefix cache knows: what is
-cached has keys and values, no logits.
+A prompt that is scored is computed from its first token that isn't, whatever the prefix cache
+knows: what is cached has keys and values, no logits. What a text that was preempted has of them
+stays.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def scored_rows(work: Work) -> int:
-    """Rows that a part of a prompt needs for its log probabilities."""
+    """Rows that a part of a prompt needs for log probabilities that aren't known."""
     return len(_places(work.sequence, work.count))
 
 
@@ -51,6 +52,14 @@ def trimmed(step: list[Work], max_rows: int) -> list[Work]:
     return own
 
 
+def known_positions(sequence: SequenceState) -> int:
+    """How many of a sequence's positions may be taken from the prefix cache at most."""
+    known = len(sequence.tokens) - 1
+    if sequence.request.score_prompt:
+        known = min(known, len(sequence.request.prompt_logprobs))
+    return known
+
+
 class Scores:
     """The rows of one step that score tokens."""
 
@@ -73,24 +82,25 @@ class Scores:
             self._targets.append((sequence, position))
 
     def commit(self) -> None:
-        """Takes the numbers of the run. A part that was computed again gives them once."""
+        """Takes the numbers of the run."""
         for sampler, (sequence, position) in zip(self.samplers, self._targets, strict=True):
-            found = sequence.request.prompt_logprobs
-            if position == len(found) + 1:
-                logprob, top = sampler.logprobs(0)
-                found.append(Logprob(sequence.tokens[position], logprob, tuple(top)))
+            logprob, top = sampler.logprobs(0)
+            own = Logprob(sequence.tokens[position], logprob, tuple(top))
+            sequence.request.prompt_logprobs.append(own)
 
 
 def _is_scored(sequence: SequenceState) -> bool:
     request = sequence.request
-    return request.score_prompt and sequence.computed + 1 < len(request.prompt)
+    return request.score_prompt and len(request.prompt_logprobs) + 1 < len(request.prompt)
 
 
 def _places(sequence: SequenceState, count: int) -> Sequence[int]:
-    """Which of the next `count` tokens have a token of the prompt behind them."""
-    if not sequence.request.score_prompt:
+    """Which of the next `count` tokens have a token of the prompt behind them that has no score."""
+    request = sequence.request
+    if not request.score_prompt:
         return ()
-    return range(max(0, min(count, len(sequence.request.prompt) - 1 - sequence.computed)))
+    first = max(0, len(request.prompt_logprobs) - sequence.computed)
+    return range(first, min(count, len(request.prompt) - 1 - sequence.computed))
 
 
 def _fitting(work: Work, free: int) -> Work:

@@ -29,7 +29,8 @@ from subsecond.engine.messages import (
 )
 from subsecond.engine.policy import StepLimits
 from subsecond.engine.report import StepReport
-from subsecond.engine.request import Request, Sampling, SamplingParams, SequenceState
+from subsecond.engine.request import Request, SequenceState
+from subsecond.engine.sampling import Sampling, SamplingParams
 from subsecond.engine.sharing import Sharing
 from subsecond.engine.turns import Turn, slack_s
 from subsecond.engine.values import check_token_id, check_token_ids

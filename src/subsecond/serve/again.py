@@ -6,7 +6,6 @@ know: where answers are kept, how they are written (a `Form` does).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,11 +53,23 @@ class Again:
             return False
         texts = await self._cache.find(self._key)
         own.server.metrics.asked_cache(own.model.name, hit=texts is not None)
-        if texts is None:
+        if texts is None or not self._fits(texts):
             return False
         self._key = None
         await self._give(texts, form)
         return True
+
+    def _fits(self, texts: Sequence[KeptText]) -> bool:
+        """Whether a kept answer is one to this request, whoever has written it there."""
+        asked = [fields for fields in self._each for _ in range(fields.n)]
+        known = range(self._own.model.info.vocab_size)
+        return len(texts) == len(asked) and all(
+            len(text.tokens) <= fields.max_tokens
+            and all(token in known for token in text.tokens)
+            and all(token in known for own in text.logprobs for token, _ in own.top)
+            and len(text.logprobs) == (0 if fields.logprobs is None else len(text.tokens))
+            for text, fields in zip(texts, asked, strict=True)
+        )
 
     def take(self, piece: Piece) -> None:
         """A piece of the answer, in order."""
@@ -71,13 +82,14 @@ class Again:
             return
         kept = []
         for text in texts:
-            if text.finish_reason not in ("stop", "length"):
+            reason = text.finish_reason
+            if reason not in ("stop", "length"):
                 return
             pieces = self._pieces.get(text.index, [])
             tokens = [token for piece in pieces for token in piece.tokens]
             logprobs: list[TokenLogprob] = [own for piece in pieces for own in piece.logprobs]
             said = "".join(piece.text for piece in pieces)
-            kept.append(KeptText(said, tokens, logprobs, text.finish_reason))
+            kept.append(KeptText(said, tokens, logprobs, reason))  # type: ignore[arg-type]
         self._cache.keep(self._key, kept)
 
     async def _give(self, texts: list[KeptText], form: Form) -> None:
@@ -88,11 +100,11 @@ class Again:
             text = ChoiceText(own.model.text.tokenizer, index, ())
             text.tokens, text.finish_reason = len(kept.tokens), kept.finish_reason
             own.texts.append(text)
-            data += form.piece(Piece(index, kept.text, kept.tokens, kept.logprobs))
+            piece = Piece(index, kept.text, kept.tokens, kept.logprobs)
+            own.tell(piece)
+            data += form.piece(piece)
             if index + 1 < len(texts):
                 data += form.finished(index, kept.finish_reason, None)
         own.cached_tokens = own.prompt_tokens
-        if own.deadline_s < math.inf:
-            own.promised_tokens = own.promised(self._each[0])
-            own.promise = own.server.ledger.promise(own.key.id, own.model.name)
+        own.deadline.promise_known(self._each[0])
         await own.finish(form, len(texts) - 1, data)

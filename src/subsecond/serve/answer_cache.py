@@ -1,7 +1,8 @@
 """Answers that are given again to the very same question, kept on disk.
 
-Owns: what makes two questions the same, the file (SQLite, bounded in bytes, least recently used
-first out), and the thread that uses it. Does not know: HTTP, how answers are written.
+Owns: what makes two questions the same, what of an answer is kept, the file for it (SQLite, bounded
+in bytes, least recently used first out), and the thread that uses it. Does not know: HTTP, how
+answers are written. `redis_answers` keeps them elsewhere.
 
 Within one executor an answer does not depend on what else is computed, so a greedy or seeded one is
 the same whenever it is asked for. The key is a hash of all that decides it: the artifact's files,
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -51,11 +52,29 @@ class KeptText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     text: str
     tokens: list[int]
     logprobs: list[TokenLogprob]
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(list[KeptText])
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(list[KeptText]).decode
+
+
+class Answers(Protocol):
+    """Where answers are kept. What can't be found, for whatever reason, is a miss."""
+
+    problem: str | None
+
+    async def find(self, key: bytes) -> list[KeptText] | None:
+        """The answer of a question, if it was given before."""
+        ...
+
+    def keep(self, key: bytes, texts: list[KeptText]) -> None:
+        """Keeps an answer, soon. Never waits; what comes too fast is not kept."""
+        ...
+
+    async def close(self) -> None:
+        """Writes what waits."""
+        ...
 
 
 def key_of(
@@ -70,7 +89,7 @@ def key_of(
     """
     if any(own.temperature > 0 and own.seed is None for own in fields):
         return None
-    return hashlib.sha256(_encode([1, identity, tenant, prompts, fields, more])).digest()
+    return hashlib.sha256(encode([1, identity, tenant, prompts, fields, more])).digest()
 
 
 class AnswerCache:
@@ -99,22 +118,22 @@ class AnswerCache:
         )
 
     async def find(self, key: bytes) -> list[KeptText] | None:
-        """The answer of a question, if it was given before."""
+        """Of Answers."""
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._find, key)
         return await work
 
     def keep(self, key: bytes, texts: list[KeptText]) -> None:
-        """Keeps an answer, soon. Never waits; what comes too fast is not kept."""
-        value = _encode(texts)
+        """Of Answers."""
+        value = encode(texts)
         if self._pending >= PENDING or len(value) > self._most // LARGEST_SHARE:
             return
         self._pending += 1
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._keep, key, value)
         work.add_done_callback(self._kept)
 
-    def close(self) -> None:
-        """Writes what waits."""
-        self._thread.submit(self._base.close)
+    async def close(self) -> None:
+        """Of Answers."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._base.close)
         self._thread.shutdown()
 
     def _kept(self, _: asyncio.Future[None]) -> None:
@@ -132,7 +151,7 @@ class AnswerCache:
             now = int(time.time())
             if now - row[1] > TOUCH_S:
                 self._base.execute("UPDATE answers SET used = ? WHERE key = ?", (now, key))
-            return _decoder.decode(row[0])
+            return decode(row[0])
 
         return self._trying(find)
 

@@ -192,6 +192,8 @@ class App:
             deadline_ms=done.deadline_ms,
             promised=done.promised,
             kept=done.kept,
+            prompt=None if exchange.texts is None else exchange.texts.prompt,
+            answer=None if exchange.texts is None else exchange.texts.answer,
             elapsed_ms=round((time.monotonic() - exchange.start_s) * 1e3, 3),
         )
         if audit is not None:

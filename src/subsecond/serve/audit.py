@@ -7,7 +7,7 @@ appear as their public ids, never as secrets. Does not know: where the values co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 from subsecond.serve.journal import Appender
 
 MAX_FIELD_CHARACTERS = 512
+MAX_TEXT_CHARACTERS = 1 << 18
 _LINE_ENDS = {0x85: "\\x85", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
@@ -57,14 +58,39 @@ def logged(entry: Entry) -> dict[str, Any]:
     return plain
 
 
+class Texts:
+    """What one request asked, and what it was told so far, for an operator who wants to know."""
+
+    def __init__(self, prompt: Sequence[Any]) -> None:
+        """prompt: texts, token ids or messages."""
+        only = prompt[0] if len(prompt) == 1 else prompt
+        self.prompt = only if isinstance(only, str) else msgspec.json.encode(only).decode()
+        self._answers: dict[int, list[str]] = {}
+
+    def take(self, index: int, text: str) -> None:
+        """A piece of one of its answers."""
+        if text:
+            self._answers.setdefault(index, []).append(text)
+
+    @property
+    def answer(self) -> str | None:
+        """The answer; of several, a JSON list in their order; None where there is no text."""
+        if not self._answers:
+            return None
+        found = ["".join(self._answers.get(index, ())) for index in range(max(self._answers) + 1)]
+        return found[0] if len(found) == 1 else msgspec.json.encode(found).decode()
+
+
 class Audit:
-    """The log. `record` never waits and never raises; `lost` counts what a full disk refused."""
+    """The log. `record` never waits and never raises; `lost` counts what a full disk refused.
+    texts: whether prompts and answers are in it.
+    """
 
     def __init__(
         self, path: Path, *, texts: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
         """texts: log prompts and answers too. OSError if the file can't be opened."""
-        self._texts = texts
+        self.texts = texts
         self._clock = clock
         self._file = Appender(path)
 
@@ -83,7 +109,7 @@ class Audit:
             if not isinstance(value, str):
                 continue
             if name in ("prompt", "answer"):
-                setattr(own, name, _valid(value) if self._texts else None)
+                setattr(own, name, _valid(_cut(value)) if self.texts else None)
             else:
                 setattr(own, name, _valid(value[:MAX_FIELD_CHARACTERS]))
         self._file.append(msgspec.json.encode(own))
@@ -95,6 +121,12 @@ class Audit:
     def close(self) -> None:
         """Writes what is pending and closes the file."""
         self._file.close()
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT_CHARACTERS:
+        return text
+    return f"{text[:MAX_TEXT_CHARACTERS]}... ({len(text):,} characters)"
 
 
 def _valid(text: str) -> str:

@@ -90,7 +90,8 @@ async def measure(
             if time.monotonic() > end_s:
                 break
             await plan()
-    return CostModel(fit(recorder.steps), max_tokens=min(info.max_tokens, MAX_TOKENS))
+    found = await asyncio.to_thread(fit, list(recorder.steps))
+    return CostModel(found, max_tokens=min(info.max_tokens, MAX_TOKENS))
 
 
 async def refresh(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -40,6 +40,37 @@ class Costs:
     limits: StepLimits
     ended_s: float = 0.0
     running: int = 0
+
+    def busy_s(self, items: Sequence[Item], now_s: float) -> float:
+        """Seconds that what is promised of the items takes."""
+        promised = [item for item in items if item.promised]
+        ends = forecast(promised, now_s, self.cost, self.limits).finish_s.values()
+        return max(ends, default=now_s) - now_s
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Promised work, by model. each_s: the seconds that each model's takes by itself."""
+
+    now_s: float
+    work: Mapping[str, list[Item]]
+    each_s: Mapping[str, float]
+    costs: Mapping[str, Costs]
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return sum(self.each_s.values())
+
+    def late_s(self, delay_s: float) -> float:
+        """How late the worst of it would be if nothing of it were computed for `delay_s`, and each
+        model came last; at most 0: none would. -inf where nothing is promised.
+        """
+        late_s, begin_s = -math.inf, self.now_s + delay_s + self.seconds
+        for name, items in self.work.items():
+            own, start_s = self.costs[name], begin_s - self.each_s[name]
+            late_s = max(late_s, forecast(items, start_s, own.cost, own.limits).late_s)
+        return late_s
 
 
 @dataclass(eq=False)
@@ -92,13 +123,15 @@ class Entry:
 @dataclass
 class Desk:
     """Of one server. Belongs to the event loop's thread. taken_until_s: until then (monotonic
-    seconds) the machine is taken by what is no request, such as the loading of a model.
+    seconds) the machine is taken by what is no request, such as the loading of a model. unsent: by
+    model, the prompts that wait for others of their request, and have no entry yet.
     """
 
     taken_until_s: float = 0.0
     costs: dict[str, Costs] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     streams: dict[int, Entry] = field(default_factory=dict)
+    unsent: Counter[str] = field(default_factory=Counter)
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _lags: deque[float] = field(default_factory=lambda: deque(maxlen=_LAGS))
 
@@ -183,9 +216,9 @@ class Desk:
             return Decision(
                 promised=False, finish_s=math.inf, retry_after_s=math.inf, reason="too_large"
             )
-        others, others_s = self._others(new[0].model, now_s)
+        others = self.busy(now_s, besides=new[0].model)
         held, free_s = self._after_step(new[0].model, own, now_s)
-        free_s = max(free_s, self.taken_until_s) + others_s
+        free_s = max(free_s, self.taken_until_s) + others.seconds
         finish_s = 0.0
         for entry in new:
             found = decide(entry.item, held, now_s, own.cost, own.limits, free_s=free_s)
@@ -193,7 +226,7 @@ class Desk:
                 return found
             held.append(entry.item)
             finish_s = max(finish_s, found.finish_s)
-        late_s = self._late_s(others, held, own, now_s)
+        late_s = others.late_s(own.busy_s(held, now_s)) if others.work else 0.0
         if late_s > 0:
             wait_s = max(late_s, own.limits.step_s)
             return Decision(
@@ -226,32 +259,11 @@ class Desk:
                 commit(item, count)
         return items, max(now_s, ends_s)
 
-    def _others(self, model: str, now_s: float) -> tuple[dict[str, list[Item]], float]:
-        """Promised work of other models, and the seconds that it takes."""
+    def busy(self, now_s: float, *, besides: str | None = None) -> Busy:
+        """The promised work of all models, or of all but one."""
         work: dict[str, list[Item]] = {}
         for entry in self.entries:
-            if entry.model != model and entry.item.promised:
+            if entry.model != besides and entry.item.promised:
                 work.setdefault(entry.model, []).append(entry.item)
-        return work, sum(self._busy_s(name, items, now_s) for name, items in work.items())
-
-    def _busy_s(self, model: str, items: list[Item], now_s: float) -> float:
-        own = self.costs[model]
-        ends = forecast(items, now_s, own.cost, own.limits).finish_s.values()
-        return max(ends, default=now_s) - now_s
-
-    def _late_s(
-        self, others: dict[str, list[Item]], held: list[Item], own: Costs, now_s: float
-    ) -> float:
-        """How late the worst of the other models' promises would be behind all of this one's."""
-        if not others:
-            return 0.0
-        promised = [item for item in held if item.promised]
-        ends = forecast(promised, now_s, own.cost, own.limits).finish_s.values()
-        busy_s = {name: self._busy_s(name, items, now_s) for name, items in others.items()}
-        before_s = max(ends, default=now_s) - now_s + sum(busy_s.values())
-        late_s = 0.0
-        for name, items in others.items():
-            costs = self.costs[name]
-            start_s = now_s + before_s - busy_s[name]
-            late_s = max(late_s, forecast(items, start_s, costs.cost, costs.limits).late_s)
-        return late_s
+        each_s = {name: self.costs[name].busy_s(items, now_s) for name, items in work.items()}
+        return Busy(now_s, work, each_s, self.costs)

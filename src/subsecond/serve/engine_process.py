@@ -1,4 +1,4 @@
-"""The engine process's entry point: `python -m subsecond.serve.engine_process [json] FD`.
+"""The engine process's entry point: `python -m subsecond.serve.engine_process [BEGIN] FD`.
 
 Owns: what belongs to being a process (signals, standard streams, the parent's death) and how a
 model is loaded. Does not know: messages and steps (engine.process), HTTP.
@@ -17,7 +17,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import msgspec
 
@@ -28,6 +30,7 @@ from subsecond.engine.messages import LoadOptions
 from subsecond.engine.process import EngineProcess
 from subsecond.formats import artifact, text_settings
 from subsecond.serve import logs
+from subsecond.serve.engine_command import Begin
 from subsecond.tasks.load import LoadedEngine, load_engine
 from subsecond.tasks.vocabulary import vocabulary_of
 from subsecond.text.tokenizer import Tokenizer
@@ -37,16 +40,18 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves the connection whose file descriptor is the last argument; the exit code. The argument
-    before says how it logs, where that isn't as text.
+    before is a `Begin` in JSON.
     """
-    *form, fd_text = sys.argv[1:] if arguments is None else arguments
+    *said, fd_text = sys.argv[1:] if arguments is None else arguments
     fd = int(fd_text)
-    logs.configure("json" if form == ["json"] else "text", "engine")
+    begin = msgspec.json.decode(said[0], type=Begin) if said else Begin()
+    logs.configure(begin.log, "engine")
     sys.stdout = sys.stderr  # nobody reads this process's standard output
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the front decides
     die_with_parent()
     with socket.socket(fileno=fd) as connection:
-        process = EngineProcess(connection, load, leave=os._exit)
+        ahead = Ahead(begin.path, begin.options) if begin.path else None
+        process = EngineProcess(connection, load if ahead is None else ahead.load, leave=os._exit)
         signal.signal(signal.SIGTERM, lambda *_: process.drain())
         return process.run()
 
@@ -61,6 +66,35 @@ def load(path: str, options: LoadOptions) -> tuple[Engine, str]:
         # Modules and the first model stay: the collector needn't walk over them between steps.
         gc.freeze()
     return loaded.engine, loaded.executor
+
+
+class Ahead:
+    """A load that is begun before anybody asks for it, while the front still imports what it needs.
+    It is given to the first who asks for the same; there is one at the start of a server.
+    """
+
+    def __init__(self, path: str, options: LoadOptions) -> None:
+        self._asked = (path, options)
+        self._taking = threading.Lock()  # models are loaded in threads
+        self._made: Future[tuple[Engine, str]] | None = Future()
+        thread = threading.Thread(
+            target=self._make, args=(self._made,), name="subsecond-load-ahead", daemon=True
+        )
+        thread.start()
+
+    def load(self, path: str, options: LoadOptions) -> tuple[Engine, str]:
+        """Of `load`."""
+        made = None
+        if (path, options) == self._asked:
+            with self._taking:
+                made, self._made = self._made, None
+        return load(path, options) if made is None else made.result()
+
+    def _make(self, made: Future[tuple[Engine, str]]) -> None:
+        try:
+            made.set_result(load(*self._asked))
+        except BaseException as error:  # whoever asks is told
+            made.set_exception(error)
 
 
 def _grammars(loaded: LoadedEngine) -> Grammars:

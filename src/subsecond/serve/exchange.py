@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from subsecond.serve import keys
+from subsecond.serve.audit import Texts
 from subsecond.serve.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -61,6 +62,7 @@ class Exchange:
         self.ended = False
         self.status = 0
         self.stages: Promise | None = None  # of an answer that came to its end
+        self.texts: Texts | None = None  # where the audit log is to have them
         self.waited_s = 0.0  # for the client to take what it was sent
         self._receive = receive
         self._send = send

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PENDING_LINES = 10_000
+PENDING_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 1 << 20
 
 
@@ -21,7 +22,8 @@ class Appender:
     """Appends lines from a thread of its own, at most `interval_s` after they were given.
 
     A file that was moved away is begun anew, as log rotation expects. Lines that can't be written
-    (a full disk), or that wait when 10,000 already do, are counted in `lost`; nothing is raised.
+    (a full disk), or that wait when 10,000 or 64 MiB already do, are counted in `lost`; nothing is
+    raised.
     """
 
     def __init__(self, path: Path, interval_s: float = 0.5) -> None:
@@ -29,6 +31,7 @@ class Appender:
         self._path = path
         self._interval_s = interval_s
         self._pending: deque[bytes] = deque()
+        self._bytes = 0  # of what is pending
         self._wake = threading.Condition()
         self._closing = False
         self._writing = threading.Lock()
@@ -41,10 +44,12 @@ class Appender:
     def append(self, line: bytes) -> None:
         """Gives a line, without its end, to the thread. Never waits for the disk."""
         with self._wake:
-            if self._closing or len(self._pending) >= PENDING_LINES:
+            full = len(self._pending) >= PENDING_LINES or self._bytes >= PENDING_BYTES
+            if self._closing or full:
                 self.lost += 1
                 return
             self._pending.append(line)
+            self._bytes += len(line)
 
     def flush(self) -> None:
         """Writes what is pending, in this thread."""
@@ -53,6 +58,7 @@ class Appender:
             with self._wake:
                 lines.extend(self._pending)
                 self._pending.clear()
+                self._bytes = 0
             if lines and not self._write(lines):
                 self.lost += len(lines)
 

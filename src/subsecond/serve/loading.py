@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subsecond.engine.cost import StepShape
-from subsecond.engine.forecast import forecast
 from subsecond.engine.messages import ModelInfo, SamplingFields, StepStats
-from subsecond.engine.policy import Item, StepLimits
+from subsecond.engine.policy import StepLimits
 from subsecond.errors import EngineUnavailable, FetchError, InputError, ModelError
 from subsecond.formats import certificate
+from subsecond.runtime.build import native_build
 from subsecond.serve import calibrate, logs
 from subsecond.serve.desk import Costs, Desk
 from subsecond.serve.errors import BadRequest, DeadlineDeclined, Unavailable, UnknownModel
@@ -50,19 +50,14 @@ CONTEXT = 256  # positions of each answer whose tokens a second are the machine'
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that can answer. path: its artifact. identity: of all that decides the tokens of its
-    answers but the requests.
+    """A model that can answer. identity: of all that decides the tokens of its answers but the
+    requests.
     """
 
     name: str
     text: TextSide
     info: ModelInfo
-    measured: bool
     identity: tuple[str, ...]
-
-    @property
-    def path(self) -> Path:
-        return self.text.path
 
 
 class Loader:
@@ -81,13 +76,16 @@ class Loader:
             recorder.take(stats)
 
     async def open(self, paths: Mapping[str, Path]) -> None:
-        """Loads and measures the first models. Raises what is wrong with one."""
+        """Starts the engine process, and loads and measures the first models. Raises what is wrong
+        with one, EngineUnavailable if the process doesn't start.
+        """
         server, loop = self._server, asyncio.get_running_loop()
         texts = {
             name: loop.run_in_executor(None, TextSide.open, name, path)
             for name, path in paths.items()
         }
         try:
+            await server.engine.start()
             for name, path in paths.items():
                 info = await server.engine.load(name, str(path), server.settings.options)
                 text = await texts[name]
@@ -114,7 +112,7 @@ class Loader:
                 measured = calibrate.was_measured(path)
                 async with self._machine(REFRESH_S if measured else MEASURE_S, deadline_s):
                     served = await self._measured(text, info)
-                    await server.aside(lambda: server.capacity_of(name, *STATED))
+                    await server.state_capacity(name)
             except BaseException:
                 self._forget(name)
                 with contextlib.suppress(InputError):
@@ -145,7 +143,8 @@ class Loader:
             while True:
                 left = [own.item for own in server.desk.entries if own.model == name]
                 late = time.monotonic() >= deadline_s
-                if not left or (late and all(own.deadline_s == math.inf for own in left)):
+                idle = not left and not server.desk.unsent[name]
+                if idle or (late and all(own.deadline_s == math.inf for own in left)):
                     break
                 await asyncio.sleep(0.01)
             with contextlib.suppress(InputError):  # it is gone already
@@ -171,8 +170,8 @@ class Loader:
             begun_s = time.monotonic()
             try:
                 now_s = begun_s
-                while (late_s := late_after(desk, seconds, now_s)) > 0:
-                    ends_s = now_s + busy_s(desk, now_s) + seconds
+                while (late_s := (busy := desk.busy(now_s)).late_s(seconds)) > 0:
+                    ends_s = now_s + busy.seconds + seconds
                     if ends_s > deadline_s:
                         raise _declined(ends_s - begun_s, late_s)
                     desk.taken_until_s = ends_s
@@ -199,13 +198,13 @@ class Loader:
         server = self._server
         machine = calibrate.machine_key(info, server.settings.options)
         cost = calibrate.recall(text.path, machine, info.max_tokens)
-        measured = cost is None
         recorder = self._recorders[text.name] = calibrate.Recorder()
         try:
             await self._ask_canary(text, info)
             if cost is None:
                 cost = await calibrate.measure(server.engine, text.name, info, recorder)
-                calibrate.remember(text.path, machine, cost)
+                learnt = cost
+                await server.aside(lambda: calibrate.remember(text.path, machine, learnt))
             else:
                 cost = await calibrate.refresh(server.engine, text.name, info, recorder, cost)
         finally:
@@ -220,7 +219,7 @@ class Loader:
         server.engine.keep_promises(text.name, cost.to_json())
         record = text.certificate
         files = (record.weights_sha256, record.program_sha256, record.tokenizer_sha256)
-        return ServedModel(text.name, text, info, measured, (*files, machine))
+        return ServedModel(text.name, text, info, (*files, machine))
 
     async def _ask_canary(self, text: TextSide, info: ModelInfo) -> None:
         """ModelError if the model gives another answer than its certificate records for this very
@@ -248,8 +247,6 @@ def _canary_of(text: TextSide, info: ModelInfo) -> certificate.Canary | None:
     own = [c for c in text.certificate.canaries if c.executor == info.executor and c.build]
     if not own:
         return None
-    from subsecond.tasks.canary import native_build  # what it imports takes a while
-
     build = native_build()
     return next((canary for canary in own if canary.build == build and canary.answer), None)
 
@@ -264,38 +261,6 @@ def limits_of(costs: Costs, info: ModelInfo) -> dict[int, float]:
         shape = StepShape(answers, answers, answers, held, held)
         best[answers] = round(answers / costs.cost.predict(shape), 1)
     return best
-
-
-def late_after(desk: Desk, delay_s: float, now_s: float) -> float:
-    """How late the worst promise would be if nothing were computed for `delay_s`; at most 0: none
-    would. -inf where nothing is promised.
-    """
-    busy = _busy(desk, now_s)
-    late_s, total_s = -math.inf, sum(each_s for _, each_s in busy.values())
-    for name, (items, own_s) in busy.items():
-        costs = desk.costs[name]
-        start_s = now_s + delay_s + total_s - own_s
-        late_s = max(late_s, forecast(items, start_s, costs.cost, costs.limits).late_s)
-    return late_s
-
-
-def busy_s(desk: Desk, now_s: float) -> float:
-    """Seconds that all promised work takes."""
-    return sum(each_s for _, each_s in _busy(desk, now_s).values())
-
-
-def _busy(desk: Desk, now_s: float) -> dict[str, tuple[list[Item], float]]:
-    """Promised work, and the seconds that it takes, by model."""
-    work: dict[str, list[Item]] = {}
-    for entry in desk.entries:
-        if entry.item.promised:
-            work.setdefault(entry.model, []).append(entry.item)
-    found = {}
-    for name, items in work.items():
-        costs = desk.costs[name]
-        ends = forecast(items, now_s, costs.cost, costs.limits).finish_s.values()
-        found[name] = (items, max(ends, default=now_s) - now_s)
-    return found
 
 
 async def _extend(desk: Desk) -> None:

@@ -48,5 +48,22 @@ def readable_since_s(loop: asyncio.AbstractEventLoop) -> float:
     """`time.monotonic()` of the earliest moment at which what is being read could have been; now,
     for a loop that isn't `new_loop`'s.
     """
+    selector = _selector_of(loop)
+    return time.monotonic() if selector is None else selector.since_s
+
+
+def lag_s(loop: asyncio.AbstractEventLoop) -> float:
+    """Seconds that what was read last had to wait for the loop; 0 for a loop that isn't
+    `new_loop`'s.
+    """
+    selector = _selector_of(loop)
+    return 0.0 if selector is None else selector.lag_s
+
+
+def _selector_of(loop: asyncio.AbstractEventLoop) -> TimedSelector | None:
+    """asyncio has no public way from a loop to its selector. A subclass of the loop that keeps it
+    would have to be known wherever a running loop is asked for; a loop without the attribute is
+    one that isn't timed.
+    """
     selector = getattr(loop, "_selector", None)
-    return selector.since_s if isinstance(selector, TimedSelector) else time.monotonic()
+    return selector if isinstance(selector, TimedSelector) else None

@@ -273,7 +273,7 @@ async def _generate(  # noqa: PLR0917 (its callers give all, in this order)
         request.user,
         generating.prompt_tokens,
         sum(text.tokens for text in generating.texts),
-        generating.terms.deadline_ms,
-        None if generating.terms.deadline_ms is None else generating.promise is not None,
-        generating.kept,
+        generating.deadline.terms.deadline_ms,
+        generating.deadline.promised,
+        generating.deadline.kept,
     )

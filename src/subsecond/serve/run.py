@@ -12,11 +12,13 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
+from subsecond.engine.child import Launched
 from subsecond.errors import InputError
 from subsecond.serve import logs
 from subsecond.serve.app import App
@@ -31,12 +33,18 @@ ENDING_S = 5.0
 """For the last bytes of answers that were cut off by the end of the drain."""
 _BACKLOG = 2048
 
-Ready = Callable[[Server, str], None]
-"""Told of the server and its address when it listens."""
+Ready = Callable[[Server, str], Awaitable[None]]
+"""Told of the server and its address when it listens, beside the first answers."""
 
 
-def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None:
+def serve(
+    settings: ServeSettings,
+    paths: dict[str, Path],
+    ready: Ready,
+    launched: Launched | None = None,
+) -> None:
     """Serves the artifacts until SIGTERM or SIGINT. paths: by the names of `settings.models`.
+    launched: the engine process, where it was started before.
 
     Raises InputError for an address, keys or a state folder that can't be used, and whatever is
     wrong with a model, all before the port is open.
@@ -45,18 +53,19 @@ def serve(settings: ServeSettings, paths: dict[str, Path], ready: Ready) -> None
     tls = tls_of(settings)
     listener = bind(settings.host, settings.port)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(settings, paths, listener, tls, ready))
+        runner.run(_serve(settings, paths, listener, tls, ready, launched))
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0917 (all that `serve` has)
     settings: ServeSettings,
     paths: dict[str, Path],
     listener: socket.socket,
     tls: ssl.SSLContext | None,
     ready: Ready,
+    launched: Launched | None,
 ) -> None:
     try:
-        server = Server(settings)
+        server = Server(settings, launched=launched)
     except OSError as error:
         raise InputError(f"can't write to {settings.state}: {error.strerror}") from None
     stop = asyncio.Event()
@@ -73,11 +82,19 @@ async def _serve(
         if tls is not None:
             loop.add_signal_handler(signal.SIGHUP, _renew, tls, settings)
         http = uvicorn_of(server, tls)
-        await _listen(server, http, listener, stop, lambda: ready(server, _url(listener, settings)))
+        telling = _tell(ready, server, _url(listener, settings))
+        await _listen(server, http, listener, stop, telling)
     finally:
         opening.cancel()
         stopping.cancel()
         await server.close()
+
+
+async def _tell(ready: Ready, server: Server, url: str) -> None:
+    try:
+        await ready(server, url)
+    except Exception:  # a fault in what is said is no reason to stop answering
+        log.exception("what the server promises can't be said")
 
 
 def _renew(tls: ssl.SSLContext, settings: ServeSettings) -> None:
@@ -96,16 +113,19 @@ async def _listen(
     http: uvicorn.Server,
     listener: socket.socket,
     stop: asyncio.Event,
-    listening: Callable[[], None],
+    telling: Coroutine[Any, Any, None],
 ) -> None:
-    """Answers until `stop`, then lets what was begun come to its end."""
+    """Answers until `stop`, then lets what was begun come to its end. telling: begun when it
+    listens.
+    """
     running = asyncio.create_task(http.serve([listener]))
     while not http.started and not running.done():
         await asyncio.sleep(0.001)
-    listening()
+    told = asyncio.create_task(telling)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    for task in (stopping, told):
+        task.cancel()
     if not running.done():
         await server.drain()
         await server.engine.close()  # ends what is left with an error

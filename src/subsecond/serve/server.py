@@ -7,31 +7,36 @@ know: routes, how models are loaded (`loading` does), how answers are written.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from subsecond import __version__
 from subsecond.engine.capacity import Capacity, capacity
-from subsecond.engine.child import module_command
+from subsecond.engine.child import Launched
 from subsecond.engine.health import WatchOptions
 from subsecond.engine.messages import SamplingFields, StepStats
 from subsecond.engine.remote import RemoteEngine
 from subsecond.errors import EngineUnavailable, SubsecondError
 from subsecond.serve import calibrate
-from subsecond.serve.answer_cache import AnswerCache
+from subsecond.serve.answer_cache import AnswerCache, Answers
 from subsecond.serve.audit import Audit
 from subsecond.serve.desk import Desk
+from subsecond.serve.engine_command import Begin, command_of
 from subsecond.serve.errors import Unavailable, UnknownModel
 from subsecond.serve.keys import RIGHTS, Key, KeyRing
 from subsecond.serve.ledger import Ledger
 from subsecond.serve.limits import Limiter
 from subsecond.serve.loading import STATED, Loader, ServedModel, limits_of
+from subsecond.serve.loop_clock import lag_s
 from subsecond.serve.metrics import Metrics
+from subsecond.serve.places import Places
+from subsecond.serve.redis_answers import RedisAnswers
 from subsecond.serve.settings import ServeSettings
 from subsecond.serve.snapshot import ModelNow, Snapshot
 from subsecond.serve.traces import open_traces
@@ -40,7 +45,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ENGINE = module_command("subsecond.serve.engine_process")
 ANYONE = Key(id="", name="anyone", sha256="", created=0, rights=list(RIGHTS))
 """Who asks where there are no keys."""
 
@@ -60,17 +64,24 @@ class Server:
         self,
         settings: ServeSettings,
         *,
-        command: Sequence[str] = ENGINE,
         watch: WatchOptions | None = None,
+        launched: Launched | None = None,
     ) -> None:
-        """Raises InputError or OSError for keys, ledger or audit log that can't be used."""
+        """launched: the engine process, where it was started before.
+
+        Raises InputError or OSError for keys, ledger or audit log that can't be used.
+        """
         self.settings = settings
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         state = settings.state
         self.ledger = Ledger(None if state is None else state / "ledger.jsonl")
-        self.audit = None if state is None else Audit(state / "audit.jsonl")
-        self.answers: AnswerCache | None = None
-        if state is not None and settings.answer_cache_bytes:
+        self.audit: Audit | None = None
+        if state is not None:
+            self.audit = Audit(state / "audit.jsonl", texts=settings.audit_texts)
+        self.answers: Answers | None = None
+        if settings.answer_redis is not None:
+            self.answers = RedisAnswers(settings.answer_redis)
+        elif state is not None and settings.answer_cache_bytes:
             self.answers = AnswerCache(state, settings.answer_cache_bytes)
         self.traces = open_traces()
         self.described: Callable[[], bytes] = lambda: (
@@ -78,10 +89,16 @@ class Server:
         )  # the interface; the application sets it
         self.metrics = Metrics(self.ledger)
         self.limiter = Limiter(time.monotonic)
+        apart = self.ring is not None
+        self.urgent = Places(settings.max_waiting, apart=apart)  # of requests with a deadline
+        self.patient = Places(settings.max_waiting, apart=apart)
         self.desk = Desk()
-        if command is ENGINE and settings.log_format == "json":
-            command = [*command, "json"]
-        self.engine = RemoteEngine(command, watch=watch or WATCH, on_step=self._on_step)
+        self.engine = RemoteEngine(
+            command_of(Begin(settings.log_format)),
+            watch=watch or WATCH,
+            on_step=self._on_step,
+            launched=launched,
+        )
         self.models: dict[str, ServedModel] = {}
         self.draining = False
         self.answering = 0  # requests whose answers haven't ended
@@ -105,7 +122,6 @@ class Server:
         """Starts the engine process, loads the artifacts and measures them. Raises what is wrong
         with a model, EngineUnavailable if the process doesn't start.
         """
-        await self.engine.start()
         await self.loader.open(paths)
         await self._prove()
         self._canary = asyncio.create_task(self._watch_canary(), name="subsecond-canary")
@@ -118,7 +134,7 @@ class Server:
         for pool in (self._pool, self._aside):
             pool.shutdown(wait=False, cancel_futures=True)
         if self.answers is not None:
-            self.answers.close()
+            await self.answers.close()
         if self.traces is not None:
             self.traces.close()
         self.ledger.close()
@@ -136,20 +152,26 @@ class Server:
                 "%d answers had not ended after %g s", self.answering, self.settings.drain_s
             )
 
-    def capacity_of(self, name: str, prompt_tokens: int, new_tokens: int) -> Capacity | None:
-        """What a model can promise where there is a deadline for all requests. Takes 0.3 s."""
-        if self.settings.within_s is None:
+    async def state_capacity(self, name: str) -> Capacity | None:
+        """What a model can promise of requests as `STATED` has them, where all have a deadline;
+        the snapshots have it from then on. Takes 0.3 s, in a thread.
+        """
+        within_s, own = self.settings.within_s, self.desk.costs[name]
+        if within_s is None:
             return None
-        own = self.desk.costs[name]
-        found = capacity(
-            own.cost,
-            own.limits,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            within_s=self.settings.within_s,
-            arrivals=200,
+        cost = copy.copy(own.cost)  # the loop's own goes on learning
+        prompt_tokens, new_tokens = STATED
+        found = await asyncio.to_thread(  # others wait for what is done aside
+            lambda: capacity(
+                cost,
+                own.limits,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                within_s=within_s,
+                arrivals=200,
+            )
         )
-        if (prompt_tokens, new_tokens) == STATED:
+        if self.desk.costs.get(name) is own:  # else it was unloaded meanwhile
             self._capacities[name] = found
         return found
 
@@ -164,7 +186,7 @@ class Server:
         return Snapshot(
             version=__version__,
             unready=self.unready(),
-            lag_s=self._lag_s(),
+            lag_s=lag_s(asyncio.get_running_loop()),
             connections=self.connections(),
             restarts=self.engine.health.restarts,
             engine_pid=self.engine.pid,
@@ -218,9 +240,6 @@ class Server:
             raise Unavailable(
                 "the engine starts again; try again in a moment", 1.0, "engine_unavailable"
             )
-        if len(self.desk.entries) >= self.settings.max_waiting:
-            self.ledger.decline(key, model, "full")
-            raise Unavailable("the server is full; try again in a moment", 1.0, "full")
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """The result of what is too slow for the loop. Unavailable if too much of it waits."""
@@ -312,7 +331,3 @@ class Server:
         self.loader.on_step(model, stats)
         self.desk.on_step(model, stats, now_s)
         self.metrics.step(model, stats)
-
-    def _lag_s(self) -> float:
-        selector = getattr(asyncio.get_running_loop(), "_selector", None)
-        return float(getattr(selector, "lag_s", 0.0))

@@ -16,7 +16,9 @@ from subsecond.errors import InputError
 from subsecond.serve.limits import RequestLimits
 
 LEAST_CACHE_BYTES = 1 << 20
+MOST_WAITING = 8192  # a promise is then judged in some 6 ms
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+"""Of names that models are served under."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,14 @@ class ServeSettings:
 
     within_s: the deadline of requests that bring none; None: none. keys: the file of the API keys;
     None: anybody who reaches the address may ask and watch. state: the folder of ledger, audit log
-    and kept answers; None: they aren't kept. tls_cert, tls_key: PEM files, both or none. artifacts:
-    a folder of artifacts that an admin key may load, beside the converted models of the cache.
+    and kept answers; None: they aren't kept. audit_texts: the audit log has prompts and
+    answers. tls_cert, tls_key: PEM files, both or none. artifacts: a folder of artifacts that an
+    admin key may load, beside the converted models of the cache.
     log_format: of what goes to standard error; "json": one object a line, with a line a request.
     answer_cache_bytes: of answers that are given again to the very same question; 0: none.
-    drain_s: how long answers may go on after a signal to end.
+    answer_redis: the URL of a Redis that keeps them instead.
+    drain_s: how long answers may go on after a signal to end. max_waiting: requests on their way at
+    once, with a deadline and as many without (`places`).
     """
 
     models: tuple[tuple[str, str], ...]
@@ -40,9 +45,11 @@ class ServeSettings:
     state: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    audit_texts: bool = False
     artifacts: Path | None = None
     log_format: Literal["text", "json"] = "text"
     answer_cache_bytes: int = 0
+    answer_redis: str | None = field(default=None, repr=False)  # it may have a password
     options: LoadOptions = field(default_factory=LoadOptions)
     limits: RequestLimits = field(default_factory=RequestLimits)
     drain_s: float = 30.0
@@ -71,14 +78,22 @@ class ServeSettings:
             raise InputError(f"port is {self.port}, not from 0 to 65535")
         if not 0 <= self.drain_s <= 3600:
             raise InputError(f"drain is {self.drain_s:g} s, not from 0 to 3600")
+        if not 1 <= self.max_waiting <= MOST_WAITING:
+            raise InputError(f"max-waiting is {self.max_waiting}, not from 1 to {MOST_WAITING}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls-cert and --tls-key are only of use together; give both")
+        if self.audit_texts and self.state is None:
+            raise InputError(
+                "--audit-texts is for the audit log in the folder of --state; give one"
+            )
         if self.answer_cache_bytes and self.state is None:
             raise InputError("--answer-cache lies in the folder of --state; give one")
         if self.answer_cache_bytes and self.answer_cache_bytes < LEAST_CACHE_BYTES:
             raise InputError(
                 f"--answer-cache has {self.answer_cache_bytes} bytes; give at least 1M, or 0"
             )
+        if self.answer_redis is not None and self.answer_cache_bytes:
+            raise InputError("answers are kept on disk or on Redis: give --answer-cache or a Redis")
         if self.keys is None and not self.is_local:
             raise InputError(
                 f"{self.host} can be reached from other machines, so API keys are needed: make one "

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from subsecond.engine.messages import SamplingFields
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, Sampling, SamplingParams
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, Sampling, SamplingParams
 from subsecond.engine.values import check_token_id, check_token_ids
 from subsecond.errors import RequestError
 from subsecond.formats import artifact, certificate, text_settings
@@ -190,11 +190,8 @@ class TextSide:
         """Of each prompt of a request, tokens that it has at least: none stands for more bytes than
         the longest, and a character has at least one.
         """
-        prompts: Sequence[Any] = getattr(request, "prompts", None) or [
-            getattr(request, "messages", "")
-        ]
         least = []
-        for prompt in prompts:
+        for prompt in prompts_of(request):
             if isinstance(prompt, list) and all(isinstance(own, int) for own in prompt):
                 least.append(max(1, len(prompt)))  # token ids
             else:
@@ -220,6 +217,15 @@ class TextSide:
                 param,
             )
         return ids
+
+
+def prompts_of(request: Generation) -> Sequence[Any]:
+    """What a request asks, whatever its route: texts, token ids, or one list of messages."""
+    for name in ("prompts", "inputs"):
+        found: Sequence[Any] | None = getattr(request, name, None)
+        if found:
+            return found
+    return [getattr(request, "messages", "")]
 
 
 def _texts(value: Any) -> list[str]:

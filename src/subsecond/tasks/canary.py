@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.formats.artifact import open_artifact
 from subsecond.formats.certificate import Canary, Trial
+from subsecond.runtime.build import native_build
 from subsecond.tasks.generate import LLM
 
 PROMPTS = (
@@ -88,15 +89,6 @@ def logits_hash(row: memoryview[float]) -> str:
     import xxhash
 
     return xxhash.xxh3_64_hexdigest(row.cast("B"))
-
-
-def native_build() -> str:
-    """xxh3 of the native module: two builds may round differently, one never does."""
-    import xxhash
-
-    from subsecond import _native
-
-    return xxhash.xxh3_64_hexdigest(Path(_native.__file__).read_bytes())
 
 
 def _logits(folder: Path, kv: str) -> list[memoryview[float]]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError, TextError
 from subsecond.tasks.completion import Piece
 from subsecond.tasks.generate import LLM

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from subsecond.config import ModelOptions
-from subsecond.engine.request import DEFAULT_MAX_TOKENS, Request, Sampling, SamplingParams
+from subsecond.engine.request import Request
+from subsecond.engine.sampling import DEFAULT_MAX_TOKENS, Sampling, SamplingParams
 from subsecond.engine.values import check_token_id, check_token_ids, plain_integer
 from subsecond.errors import RequestError, TextError
 from subsecond.tasks.completion import Completion, Piece

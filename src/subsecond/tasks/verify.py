@@ -16,13 +16,14 @@ import msgspec
 import xxhash
 
 from subsecond.config import KV_FORMATS
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import InputError, ModelError, SubsecondError
 from subsecond.formats import artifact, certificate, files, finite
 from subsecond.formats.certificate import Canary, Certificate
 from subsecond.formats.progress import Progress
 from subsecond.runtime import native
-from subsecond.tasks.canary import logits_hash, native_build
+from subsecond.runtime.build import native_build
+from subsecond.tasks.canary import logits_hash
 from subsecond.tasks.generate import LLM
 
 Outcome = Literal["holds", "refuted", "undecided"]

@@ -136,7 +136,12 @@ class Tokenizer:
     @property
     def longest_token_bytes(self) -> int:
         """No token stands for more bytes of text; counted anew at each call."""
-        return max(len(spelling.encode()) for spelling in self._library.get_vocab())
+        longest = 0
+        for spelling in sorted(self._library.get_vocab(), key=len, reverse=True):
+            if 4 * len(spelling) <= longest:  # a character has at most 4 bytes
+                break
+            longest = max(longest, len(spelling.encode()))
+        return longest
 
     def encode(self, text: str, *, control_tokens: bool = False, affixes: bool = True) -> list[int]:
         """Token ids of `text`.

@@ -18,11 +18,14 @@ import msgspec
 
 MAX_HEADER_CHARACTERS = 1024
 """Of a call, before its arguments begin."""
+MAX_CALL_CHARACTERS = 32_768
+"""Of a call whose arguments come before its name, which nobody can be told of until it is whole."""
 
 _HEADER = re.compile(
     r'\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\\x00-\x1f]|\\.)*")\s*,\s*'
     r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+_ARGUMENTS_FIRST = re.compile(r'\s*\{\s*"(?:arguments|parameters)"')
 _SPACES = " \t\r\n"
 
 
@@ -154,6 +157,8 @@ class ToolCalls:
             self._mark += self._held[: self._held.index("[") + 1]
             self._held = self._held[self._held.index("[") + 1 :]
         found = _HEADER.match(self._held)
+        if found is not None and found.end() > MAX_HEADER_CHARACTERS:
+            found = None
         name = None if found is None else _decoded(found["name"])
         if found is not None and name is not None:
             self._begin(name, parts)
@@ -162,13 +167,19 @@ class ToolCalls:
             return
         end = self._syntax.end
         place = self._held.find(end) if end else -1
-        if place >= 0:
+        # However the text is cut: an end mark of which a part is held may still begin in time.
+        length = place if place >= 0 else len(self._held) - max(0, len(end) - 1)
+        if length > self._most_characters():
+            self._say(self._mark, parts)
+            self._state = "text" if end else "rest"
+        elif place >= 0:
             if not self._whole(self._held[:place], parts):
                 self._say(self._mark + self._held[: place + len(end)], parts)
             self._held, self._state = self._held[place + len(end) :], "text"
-        elif len(self._held) > MAX_HEADER_CHARACTERS and not end:
-            self._say(self._mark + self._held, parts)
-            self._held, self._state = "", "rest"
+
+    def _most_characters(self) -> int:
+        """What is longer, and no call by then, is none."""
+        return MAX_CALL_CHARACTERS if _ARGUMENTS_FIRST.match(self._held) else MAX_HEADER_CHARACTERS
 
     def _arguments(self, parts: list[Part]) -> None:
         """Up to the bracket that closes them."""

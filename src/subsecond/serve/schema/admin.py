@@ -11,8 +11,9 @@ from subsecond.serve.limits import BodyLimits
 from subsecond.serve.schema import shared, wire
 from subsecond.serve.schema.shared import documented
 from subsecond.serve.schema.strict import ModelName, Strict
+from subsecond.serve.settings import NAME_PATTERN
 
-PlainName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}\Z")]
+PlainName = Annotated[str, Meta(pattern=rf"\A{NAME_PATTERN.pattern}\Z")]
 Deadline = Annotated[float | None, documented(1, shared.MAX_DEADLINE_MS)]
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import BodyLimits
 from subsecond.serve.schema import formats, shared, wire

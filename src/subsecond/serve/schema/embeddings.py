@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.serve.errors import BadRequest
 from subsecond.serve.limits import MAX_PRIORITY, BodyLimits
 from subsecond.serve.schema import shared, wire

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.sampling import SamplingParams
 from subsecond.errors import RequestError
 from subsecond.serve.errors import BadRequest, UnsupportedValue
 from subsecond.serve.limits import MAX_PRIORITY
