@@ -48,6 +48,7 @@ def run(options: Serve) -> int:
             max_sequences=first.max_sequences,
             isa=first.isa,
             context=first.context,
+            speculation=not options.no_speculation,
         ),
         drain_s=options.drain,
         tls_cert=None if options.tls_cert is None else Path(options.tls_cert).expanduser(),
