@@ -35,7 +35,7 @@ class EagerDrafting(Drafting):
     seed = 0
 
     def _rows(
-        self, drafts: TextDrafts, texts: int, most: int, spent: float
+        self, drafts: TextDrafts, texts: int, most: int, before: int, spent: float
     ) -> tuple[int, float]:
         self.seed += 1
         return random.Random(self.seed).randint(0, max(0, most)), 0.0

@@ -39,8 +39,8 @@ class Busy {
 
 }  // namespace
 
-// The last stage of each step: one unit a row of logits, or the rows of a draft with the first of them. A token counts in
-// its sampler at once: what follows in a draft is chosen as if it had been a step of its own.
+// The last stage of each step: one unit a row of logits, or the rows of a draft with the first of them. A token counts
+// in its sampler at once: what follows in a draft is chosen as if it had been a step of its own.
 class Model::Sampling final : public Stage {
   public:
     explicit Sampling(Model& model) : model_(model) {}

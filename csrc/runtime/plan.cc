@@ -106,7 +106,8 @@ void Plan::check_samplers(const PlanSizes& sizes) {
     }
     need(in_use_.empty() || limits.vocab > 0, "this model has no logits to sample from");
     std::sort(in_use_.begin(), in_use_.end());
-    need(std::adjacent_find(in_use_.begin(), in_use_.end()) == in_use_.end(), "one sampler is set in two rows that are no draft of one step");
+    need(std::adjacent_find(in_use_.begin(), in_use_.end()) == in_use_.end(),
+         "one sampler is set in two rows that are no draft");
 }
 
 bool Plan::continues(int64_t r, const PlanSizes& sizes) const {

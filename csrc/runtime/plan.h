@@ -49,8 +49,8 @@ class Plan {
     const int64_t max_pages, max_steps;
     std::vector<int32_t> tokens, sequence_start, position, row;
     std::vector<std::vector<int32_t>> page_table;  // [groups][max_sequences * max_pages]
-    // [max_rows], not owned. Rows that follow each other with one sampler are a draft: their places follow each other in
-    // one sequence, and row r + 1 takes a token only if row r has chosen the one at row r + 1's place.
+    // [max_rows], not owned. Rows that follow each other with one sampler are a draft: their places follow each other
+    // in one sequence, and row r + 1 takes a token only if row r has chosen the one at row r + 1's place.
     std::vector<Sampler*> samplers;
     std::atomic<bool> stop{false};
 

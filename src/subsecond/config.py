@@ -28,8 +28,8 @@ class ModelOptions:
     the best that the processor has. max_tokens_per_step: longest piece of a prompt that is computed
     at once. max_sequences: texts that are computed together. context: most tokens of a prompt and
     its answer; None is the model's own. prefix_cache: tokens of texts that have ended which memory
-    is kept for; None leaves it to whoever loads the model. speculation: tokens that a text is likely
-    to repeat are checked several at a time, where that pays; answers are the same.
+    is kept for; None leaves it to whoever loads the model. speculation: tokens that a text is
+    likely to repeat are checked several at a time, where that pays; answers are the same.
     """
 
     model: str = DEFAULT_MODEL

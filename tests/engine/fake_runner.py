@@ -106,7 +106,9 @@ class FakePlan:
         self.samplers[row] = sampler
 
     def drafted(self, sequences: int, rows: int) -> list[bool]:
-        """Whether each row belongs to the draft of the row before. Refuses what the runtime does."""
+        """Whether each row belongs to the draft of the row before. Refuses what the runtime
+        does.
+        """
         found = [
             row > 0 and sampler is not None and sampler is self.samplers[row - 1]
             for row, sampler in enumerate(self.samplers[:rows])

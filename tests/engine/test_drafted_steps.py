@@ -32,8 +32,7 @@ def made(
 
 def texts_of(requests: list[Request], groups: tuple[CacheGroup, ...]) -> list[list[int]]:
     return [
-        request.prompt
-        + reference(request.prompt, request.max_tokens, choice=choice, groups=groups)
+        request.prompt + reference(request.prompt, request.max_tokens, choice=choice, groups=groups)
         for request in requests
         for choice in range(request.params.n)
     ]

@@ -156,9 +156,7 @@ def test_drafts_change_nothing(packed: Packed, name: str, kv: str) -> None:
     expected = [alone(packed, prompt, options, kv) for prompt in PROMPTS]
     assert any(len(set(own.tokens)) > 3 for own in expected)
     for seed in range(2):
-        for own, known in zip(
-            drafted(packed, expected, options, kv, seed), expected, strict=True
-        ):
+        for own, known in zip(drafted(packed, expected, options, kv, seed), expected, strict=True):
             assert own.tokens == known.tokens
             assert own.ended == known.ended
             assert own.logprobs == known.logprobs

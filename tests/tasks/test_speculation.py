@@ -11,6 +11,7 @@ from eager_drafts import make_eager
 from engine_at_rest import assert_nothing_held
 
 from subsecond import LLM, Constraint, InputError, SamplingParams
+from subsecond.engine.drafting import RowCosts
 from subsecond.engine.request import Request
 
 OPTIONS: dict[str, Any] = {"threads": 2, "max_tokens_per_step": 64, "max_sequences": 8}
@@ -74,7 +75,11 @@ def test_answers_are_the_same(both: tuple[LLM, LLM], name: str) -> None:
     assert_nothing_held(engine)
 
 
-def test_a_text_that_repeats_itself_takes_fewer_steps(tiny_artifact: Path) -> None:
+def test_a_text_that_repeats_itself_takes_fewer_steps(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A step of so small a model takes less than what a call costs beside it: rows never pay.
+    monkeypatch.setattr(RowCosts, "drafted", lambda *_: None)
     params = params_of(temperature=0.0, max_tokens=120)
     with LLM(tiny_artifact, speculation=False, **OPTIONS) as plain:
         known = [plain.generate(prompt, params)[0] for prompt in PROMPTS]

@@ -10,7 +10,7 @@ from subsecond.cli.parser import integer
 from subsecond.config import ISAS, KV_FORMATS, WEIGHTS
 
 NO_SPECULATION = (
-    "choose tokens one by one, even where a text repeats itself or its prompt (answers are the same)"
+    "check one token a step even where a text repeats itself or its prompt (answers are the same)"
 )
 
 

@@ -31,10 +31,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from subsecond.engine.pages import PAGE_POSITIONS, Pages
+from subsecond.engine.pages import PAGE_POSITIONS
 from subsecond.engine.report import step_shape
 from subsecond.engine.request import SequenceState
-from subsecond.engine.sharing import Sharing, Work
+from subsecond.engine.sharing import Work
 
 if TYPE_CHECKING:
     from subsecond.engine.scheduler import Scheduler
@@ -47,12 +47,13 @@ ROW_COST = 0.08
 """Of a draft's row, before it is measured (0.03 to 0.2 were)."""
 
 MOST_TEXTS = 8
-"""With more texts a row costs more of a step than any draft can win of it: not even guesses are made.
-"""
+"""With more texts a row costs more of a step than a draft can win of it: nobody guesses."""
 
 LOSS = 0.0075
 CREDIT = 1.0
 MOST_WON = 8.0  # of what a text has won, what it may lose again
+UNKNOWN_ROWS = 3  # of a draft, before their cost is measured
+MOST_OVER = 4.0  # times what was expected, while costs aren't known: a stall is no draft's doing
 CAUTION = 0.8  # what is expected to be won must be worth its cost with so much of it
 FORGET = 0.9  # a token's weight in p, after each one that follows
 HOT_CHANCE, HOT_STEPS, CALL_COST = 0.55, 3, 0.08
@@ -61,6 +62,7 @@ many tokens; what a call of few steps costs more than one of many.
 """
 _FIRST = (0.5, 1.0)  # hits and trials that p begins with
 _KEPT = 9  # measurements that a median is of
+_OLD = 64  # steps
 
 
 class RowCosts:
@@ -74,6 +76,7 @@ class RowCosts:
         self._more: dict[int, deque[float]] = {}
         self._texts: object = None  # whose plain step is known
         self._plain: deque[float] = deque(maxlen=_KEPT)
+        self._age = 0  # steps with drafts since
 
     def of(self, texts: int, rows: int) -> float:
         """Cost of `rows` more rows in a step of `texts`, in plain steps."""
@@ -88,23 +91,34 @@ class RowCosts:
             self._texts = texts
             self._plain.clear()
         self._plain.append(seconds)
+        self._age = 0
 
-    def drafted(self, texts: Sequence[object], rows: int, seconds: float) -> None:
-        """A step of these texts with `rows` rows of drafts took so long. Says something where their
-        plain step is known.
+    def has_plain(self, texts: object) -> bool:
+        """Whether the plain step of these texts was measured lately."""
+        return self._texts == texts and self._age < _OLD
+
+    def is_known(self, texts: int) -> bool:
+        """Whether the cost of several rows was measured."""
+        return len(self._more.get(texts, ())) > 2
+
+    def drafted(self, texts: Sequence[object], rows: int, seconds: float) -> float | None:
+        """A step of these texts with `rows` rows of drafts took so long; what they have cost. None
+        where the plain step of these texts isn't known.
         """
         if self._texts != texts:
-            return
-        cost = seconds / _median(self._plain) - 1
+            return None
+        self._age += 1
+        cost = max(seconds / _median(self._plain) - 1, 0.0)
         if rows == 1:
-            _kept(self._first, len(texts)).append(max(cost, 0.0))
+            _kept(self._first, len(texts)).append(cost)
         else:
             more = (cost - self.of(len(texts), 1)) / (rows - 1)
             _kept(self._more, len(texts)).append(max(more, 0.0))
+        return cost
 
 
 def _kept(found: dict[int, deque[float]], texts: int) -> deque[float]:
-    return found.setdefault(texts, deque((ROW_COST,) * 2, maxlen=_KEPT))
+    return found.setdefault(texts, deque((ROW_COST,), maxlen=_KEPT))
 
 
 def _median(values: Sequence[float] | None) -> float:
@@ -166,15 +180,15 @@ class Drafting:
         self.costs = RowCosts()
         self.credit = CREDIT
         self.drafted = self.accepted = 0
-        self._proposer = proposer
+        self.proposer = proposer
         self._scheduler = scheduler
         self._checked: list[_Checked] = []
-        self._is_hot = False
+        self._hot: TextDrafts | None = None  # a text of the step that is likely to be guessed soon
         self._texts: tuple[int, ...] = ()  # numbers of the texts of the step; (): it isn't watched
 
     def add(self, step: list[Work], now_s: float) -> list[Work]:
         """The step, with drafts where they are likely to pay. Only where every text decodes."""
-        self._texts, self._is_hot = (), False
+        self._texts, self._hot = (), None
         self._checked.clear()
         if len(step) > MOST_TEXTS or not all(map(_decodes, step)):
             return step
@@ -182,38 +196,45 @@ class Drafting:
         room = min(limits.rows, limits.tokens) - len(step)
         drafted: list[Work] = []
         numbers: list[int] = []
-        spent = 0.0
+        before, spent = 0, 0.0
         for work in step:
             text = work.sequence
-            if text.drafts is None:
-                text.drafts = TextDrafts(self._proposer())
-            numbers.append(text.drafts.number)
+            drafts = text.drafts
+            if drafts is None:
+                drafts = text.drafts = TextDrafts(self.proposer())
+            numbers.append(drafts.number)
             # A constraint's mask is of one row.
-            draft = [] if text.constraint is not None else text.drafts.guess(text.tokens)
+            draft = [] if text.constraint is not None else drafts.guess(text.tokens)
             if draft:
-                most = min(len(draft), room, self._most(text, len(step)))
-                rows, cost = self._rows(text.drafts, len(step), most, spent)
+                most = min(len(draft), room - before, self._most(text, len(step)))
+                rows, cost = self._rows(drafts, len(step), most, before, spent)
                 if rows:
-                    own = _Checked(text, text.drafts, len(text.tokens), rows, cost)
+                    own = _Checked(text, drafts, len(text.tokens), rows, cost)
                     self._checked.append(own)
                     work = replace(work, draft=draft[:rows])  # noqa: PLW2901
-                    room -= rows
-                    spent += max(0.0, cost - text.drafts.won)
-            self._is_hot = self._is_hot or text.drafts.chance > HOT_CHANCE
+                    before += rows
+                    spent += max(0.0, cost - drafts.won)
+            if drafts.chance > HOT_CHANCE:
+                self._hot = drafts
             drafted.append(work)
         self._texts = tuple(numbers)
-        if self._checked and not self._is_free(drafted, now_s):
-            self._checked.clear()
+        if not self._checked:
             return step
-        return drafted
+        if not self.costs.has_plain(self._texts):
+            self._hot = self._checked[0].drafts
+        elif self._is_free(drafted, now_s):
+            return drafted
+        self._checked.clear()
+        return step
 
     def steps(self, most: int) -> int:
         """How many steps a call should do, of the `most` that it may: fewer where a text is likely
         to be guessed soon.
         """
-        if most <= HOT_STEPS or not self._is_hot or self.credit < CALL_COST:
+        hot = self._hot
+        if hot is None or most <= HOT_STEPS or hot.won + self.credit < CREDIT / 2 + CALL_COST:
             return most
-        self.credit -= CALL_COST
+        self._win(hot, -CALL_COST)
         return HOT_STEPS
 
     def settle(self, step: Sequence[Work], steps: int, elapsed_s: float) -> tuple[int, int]:
@@ -221,46 +242,55 @@ class Drafting:
         it has checked, and of them those that were chosen. To be called when its tokens are
         appended.
         """
-        if len(self._texts) != len(step):  # some have lost their pages
-            self._checked.clear()
-            self._texts = ()
-        if not self._texts:
-            self._earn(steps)
+        checked = [own for own in self._checked if any(own.text is work.sequence for work in step)]
+        whole = len(self._texts) == len(step)  # else it isn't watched, or some lost their pages
+        if not checked:
+            self.credit = min(CREDIT, self.credit + LOSS * steps)
+            if whole:
+                # As if the call had been as long as most are.
+                most = self._scheduler.limits.steps
+                each = elapsed_s / (steps + CALL_COST) * (1 + CALL_COST / most)
+                self.costs.plain(self._texts, each)
             return 0, 0
-        if not self._checked:
-            self._earn(steps)
-            self.costs.plain(self._texts, elapsed_s / steps)
-            return 0, 0
-        rows = sum(own.rows for own in self._checked)
-        self.costs.drafted(self._texts, rows, elapsed_s)
+        rows, expected = sum(own.rows for own in checked), sum(own.cost for own in checked)
+        took = self.costs.drafted(self._texts, rows, elapsed_s) if whole else None
+        over = 1.0
+        if took is not None and expected and not self.costs.is_known(len(step)):
+            over = min(took / expected, MOST_OVER)
         hits = 0
-        for own in self._checked:
+        for own in checked:
             chosen = max(0, len(own.text.tokens) - own.length - 1)
             hits += chosen
             own.text.request.drafted_tokens += own.rows
             own.text.request.accepted_tokens += chosen
-            won = own.drafts.won + chosen / len(step) - own.cost
-            self.credit += min(won, 0.0)
-            own.drafts.won = min(max(won, 0.0), MOST_WON)
-        self._checked.clear()
+            self._win(own.drafts, chosen / len(step) - over * own.cost)
         self.drafted += rows
         self.accepted += hits
         return rows, hits
 
-    def _earn(self, steps: int) -> None:
-        self.credit = min(CREDIT, self.credit + LOSS * steps)
+    def _win(self, drafts: TextDrafts, steps: float) -> None:
+        """Enters what a text has won, or lost: what it hasn't is of the credit."""
+        won = drafts.won + steps
+        self.credit += min(won, 0.0)
+        drafts.won = min(max(won, 0.0), MOST_WON)
 
-    def _rows(self, drafts: TextDrafts, texts: int, most: int, spent: float) -> tuple[int, float]:
+    def _rows(
+        self, drafts: TextDrafts, texts: int, most: int, before: int, spent: float
+    ) -> tuple[int, float]:
         """The length of a text's draft that wins most, as far as its loss could be borne, and what
-        it costs. spent: of the credit, by others in the same step.
+        it costs. before: rows of others' drafts in the same step; spent: what they may lose of the
+        credit.
         """
+        costs = self.costs
         bearable = drafts.won + self.credit - spent
+        if not costs.is_known(texts) and drafts.won < MOST_WON / 2:
+            most = min(most, UNKNOWN_ROWS)
         best, best_cost, most_won = 0, 0.0, 0.0
         chance, value = 1.0, 0.0
         for rows in range(1, most + 1):
             chance *= drafts.chance
             value += chance / texts
-            cost = self.costs.of(texts, rows)
+            cost = costs.of(texts, before + rows) - costs.of(texts, before)
             if cost > bearable:
                 break
             if CAUTION * value - cost > most_won:

@@ -404,7 +404,7 @@ class Engine:
             if work.sequence.tables:
                 self.pages.slide(work.sequence.tables, work.sequence.computed)
 
-    def _accept(  # noqa: PLR0917 (a row's place in the run)
+    def _accept(
         self, sequence: SequenceState, row: int, rows: int, done: int, drafted: int
     ) -> None:
         """Appends the tokens chosen in a row, and ends the text if it has ended. drafted: rows of

@@ -17,8 +17,8 @@ from subsecond.engine.request import SequenceState
 
 @dataclass(frozen=True)
 class Work:
-    """`count` tokens of `sequence`, from its first token that isn't computed. draft: what may follow
-    its last token, to be checked in the same step.
+    """`count` tokens of `sequence`, from its first token that isn't computed. draft: what may come
+    behind its last token, to be checked in the same step.
     """
 
     sequence: SequenceState
