@@ -1,11 +1,12 @@
 """Speculation against plain decoding, in one process: where texts repeat their prompt, where they
 don't, and where guesses are as bad as they can be.
 
-    python speculation.py ARTIFACT [--rounds 5] [--only repeating,worst,batch] [--threads 2]
+    python speculation.py ARTIFACT [--rounds 8] [--only repeating,worst,batch] [--threads 2]
 
-Every case is answered by two LLMs over the same artifact, one with speculation and one without, in
+Every case is answered by two LLMs over the same artifact, one with drafts and one without, in
 turns: 16 tokens of the one, 16 of the other (several sequences: the whole answers). Which of them
-is first changes from round to round; the token ids must be equal. A figure is the median over the
+has drafts, and which is first, changes from round to round, because two LLMs alike differ by a per
+cent or two (where their memory lies); the token ids must be equal. A figure is the median over the
 rounds of plain seconds over seconds with speculation, from the first to the last new token of all
 sequences, with the least and the greatest round beside it. The last line is JSON.
 """
@@ -13,13 +14,14 @@ sequences, with the least and the greatest round beside it. The last line is JSO
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +36,13 @@ from subsecond.formats.artifact import open_artifact
 NEW = 128
 TURN = 16  # tokens
 ENOUGH = 1.02
+CONTROL = "a story, both plain"
 
 
 @dataclass
 class Case:
     """Prompts that are answered together. spoiler: makes a guesser of the ids that will be chosen,
-    in place of the shipped one.
+    in place of the shipped one. control: both answers are plain, which shows what a ratio is worth.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Case:
     prompts: list[list[int]]
     params: list[SamplingParams]
     spoiler: Callable[[Sequence[Sequence[int]]], Callable[[], Proposer]] | None = None
+    control: bool = False
     plain_s: list[float] = field(default_factory=list)
     drafted_s: list[float] = field(default_factory=list)
     new: int = 0
@@ -107,6 +111,7 @@ def cases(llm: LLM, kinds: Sequence[str]) -> list[Case]:
             Case(prompt.name, kind, [ids(llm, prompt)], [params(prompt)]) for prompt in prompts
         ]
     story, coin = WORST[0], random.Random(1)
+    found.append(Case(CONTROL, "worst", [ids(llm, story)], [params(story)], control=True))
     for name, good in (
         ("every guess wrong", (False,)),
         ("one token right, one wrong", (True, False)),
@@ -195,18 +200,33 @@ def in_turns(plain: LLM, drafting: LLM, case: Case, *, first: bool) -> tuple[flo
     return own.seconds, other.seconds
 
 
+def texts_of(llm: LLM, case: Case) -> list[list[int]]:
+    """The prompts with their answers."""
+    _, found = together(llm, case)
+    return [[*own, *new] for own, new in zip(case.prompts, found, strict=True)]
+
+
+@contextlib.contextmanager
+def roles(plain: LLM, drafting: LLM, case: Case) -> Iterator[None]:
+    """One of them has no drafts meanwhile, the other those of the case."""
+    engines = plain._parts.engine, drafting._parts.engine
+    kept = [engine.drafting for engine in engines]
+    engines[0].drafting = None
+    own = kept[1]
+    if own is None or case.control:
+        engines[1].drafting = None
+    else:
+        own.proposer = PromptLookup if case.spoiler is None else case.spoiler(case.known)
+        own.credit = CREDIT  # what the case before has lost is none of this one's
+    try:
+        yield
+    finally:
+        for engine, before in zip(engines, kept, strict=True):
+            engine.drafting = before
+
+
 def measure(plain: LLM, drafting: LLM, case: Case, *, first: bool) -> None:
     """One round of a case. first: plain decoding comes first."""
-    control = drafting._parts.engine.drafting
-    if control is None:
-        raise RuntimeError("speculation is off")
-    control.proposer = PromptLookup
-    control.credit = CREDIT  # what the case before has lost is none of this one's
-    if case.spoiler is not None:
-        if not case.known:
-            _, known = together(plain, case)
-            case.known = [[*own, *new] for own, new in zip(case.prompts, known, strict=True)]
-        control.proposer = case.spoiler(case.known)
     if len(case.prompts) == 1:
         plain_s, drafted_s = in_turns(plain, drafting, case, first=first)
     else:
@@ -241,20 +261,21 @@ def main() -> int:
     """Exit code 1 where a case is slower than the promise."""
     parser = argparse.ArgumentParser(description="speculation against plain decoding")
     parser.add_argument("artifact")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--only", default="repeating,worst,batch")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="what is answered")
     options = parser.parse_args()
     given: dict[str, Any] = {"threads": options.threads, "prefix_cache": 0}
-    with (
-        LLM(options.artifact, speculation=False, **given) as plain,
-        LLM(options.artifact, **given) as drafting,
-    ):
-        own = cases(plain, options.only.split(","))
+    with LLM(options.artifact, **given) as one, LLM(options.artifact, **given) as other:
+        own = cases(one, options.only.split(","))
         for number in range(-1, options.rounds):  # the first one warms everything up
+            plain, drafting = (one, other) if number % 2 else (other, one)
             for case in own:
-                measure(plain, drafting, case, first=number % 2 == 0)
+                if case.spoiler is not None and not case.known:
+                    case.known = texts_of(plain, case)
+                with roles(plain, drafting, case):
+                    measure(plain, drafting, case, first=number // 2 % 2 == 0)
                 if number < 0:
                     case.plain_s.clear()
                     case.drafted_s.clear()

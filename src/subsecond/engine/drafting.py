@@ -49,8 +49,8 @@ ROW_COST = 0.08
 MOST_TEXTS = 8
 """With more texts a row costs more of a step than a draft can win of it: nobody guesses."""
 
-LOSS = 0.0075
-CREDIT = 1.0
+LOSS = 0.005
+CREDIT = 0.6
 MOST_WON = 8.0  # of what a text has won, what it may lose again
 UNKNOWN_ROWS = 3  # of a draft, before their cost is measured
 MOST_OVER = 4.0  # times what was expected, while costs aren't known: a stall is no draft's doing

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subsecond.engine.all_logits import all_logits
 from subsecond.engine.constraint import MAX_CLOSING_TOKENS
 from subsecond.engine.drafting import Drafting
 from subsecond.engine.faults import none_allowed, not_finite
@@ -235,25 +236,7 @@ class Engine:
         checked ids, for which there is room (`has_room`). RuntimeFailure naming the first position
         whose logits are NaN or infinite.
         """
-        tables = self.pages.open()
-        size, vocab = min(self.runner.max_rows, self.runner.max_tokens), self.runner.vocab_size
-        try:
-            for start in range(0, len(token_ids), size):
-                chunk = token_ids[start : start + size]
-                end = start + len(chunk)
-                if not self.pages.extend(tables, start, end):
-                    raise RuntimeFailure(
-                        "unfinished generations hold the KV cache; finish or close them first"
-                    )
-                self.plan.set_sequence(0, chunk, position=start, begin=0, tables=tables)
-                self.plan.set_rows(range(len(chunk)), [None] * len(chunk))
-                self.runner.run(len(chunk), 1, len(chunk), 1)
-                broken = self.runner.logits(out[start * vocab : end * vocab])
-                if broken >= 0:
-                    raise not_finite(start + broken)
-                self.pages.slide(tables, end)
-        finally:
-            self.pages.close(tables)
+        all_logits(self.pages, self.plan, self.runner, token_ids, out)
 
     def _admit(self) -> None:
         """Places waiting texts, in order, while there are places and pages for them. What comes
