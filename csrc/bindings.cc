@@ -60,7 +60,7 @@ struct PlanObject {
             const size_t row = static_cast<size_t>(r);
             if (plan.samplers[row] == nullptr || plan.samplers[row]->options().logprobs < 0) continue;
             std::vector<subsecond::Outcome>& results = nb::cast<SamplerObject&>(samplers[row]).results;
-            results.clear();
+            if (!plan.is_drafted(r)) results.clear();
             for (int64_t step = 0; step < steps; ++step)
                 if (plan.sampled[static_cast<size_t>(step * rows + r)] >= 0)
                     results.push_back(plan.outcomes[static_cast<size_t>(step * rows + r)]);

@@ -39,7 +39,8 @@ class Busy {
 
 }  // namespace
 
-// The last stage of each step: one unit a row of logits.
+// The last stage of each step: one unit a row of logits, or the rows of a draft with the first of them. A token counts
+// in its sampler at once: what follows in a draft is chosen as if it had been a step of its own.
 class Model::Sampling final : public Stage {
   public:
     explicit Sampling(Model& model) : model_(model) {}
@@ -51,19 +52,41 @@ class Model::Sampling final : public Stage {
     }
 
     void work(const Step& step, int64_t begin, int64_t end, Worker&) noexcept override {
-        const Value& logits = model_.values_[static_cast<size_t>(model_.output_)];
-        for (int64_t r = begin; r < end; ++r) {
-            if (sampler(r) == nullptr) continue;
-            const int64_t position = step.token_position[step.row[r]] + 1;  // of the token to come
-            Outcome& outcome = model_.plan_->outcomes[model_.result(r)];
-            const Screening& screening = model_.screening_;
-            outcome = screening.done ? sampler(r)->sample_tiles(logits.row(r), logits.width, screening.tiles.data(),
-                                                                screening.count)
-                                     : sampler(r)->sample(logits.row(r), logits.width, position);
-        }
+        for (int64_t r = begin; r < end; ++r)
+            if (sampler(r) != nullptr && !is_drafted(r)) choose(step, r);
     }
 
   private:
+    // A row, and the draft that begins with it.
+    void choose(const Step& step, int64_t r) {
+        const Outcome* outcome = &sample(step, r);
+        for (++r; r < step.rows && is_drafted(r); ++r) {
+            const bool chosen =
+                outcome->status == SampleStatus::ok && !outcome->stop && outcome->token == step.token[step.row[r]];
+            Outcome& next = model_.plan_->outcomes[model_.result(r)];
+            if (chosen)
+                sample(step, r);
+            else
+                next.status = SampleStatus::unreached;
+            outcome = &next;
+        }
+    }
+
+    const Outcome& sample(const Step& step, int64_t r) {
+        const Value& logits = model_.values_[static_cast<size_t>(model_.output_)];
+        const int64_t position = step.token_position[step.row[r]] + 1;  // of the token to come
+        const Screening& screening = model_.screening_;
+        Outcome& outcome = model_.plan_->outcomes[model_.result(r)];
+        outcome = screening.done
+                      ? sampler(r)->sample_tiles(logits.row(r), logits.width, screening.tiles.data(), screening.count)
+                      : sampler(r)->sample(logits.row(r), logits.width, position);
+        if (outcome.status == SampleStatus::ok) sampler(r)->accept(outcome.token);
+        return outcome;
+    }
+
+    // Only calls of one step have drafts, and in these the rows are the plan's.
+    bool is_drafted(int64_t row) const { return model_.sizes_.max_steps == 1 && model_.plan_->is_drafted(row); }
+
     Sampler* sampler(int64_t row) const {
         return model_.plan_->samplers[static_cast<size_t>(model_.origin_[static_cast<size_t>(row)])];
     }
@@ -316,10 +339,10 @@ bool Model::end_step() noexcept {
         Sampler* sampler = plan_->samplers[plan_row];
         if (sampler == nullptr) continue;
         const Outcome& outcome = plan_->outcomes[result(r)];
+        if (outcome.status == SampleStatus::unreached) continue;
         Finish finish = Finish::running;
         if (outcome.status == SampleStatus::ok) {
             plan_->sampled[result(r)] = outcome.token;
-            sampler->accept(outcome.token);
             if (outcome.stop) finish = Finish::stop;
         } else {
             finish = outcome.status == SampleStatus::non_finite ? Finish::non_finite : Finish::none_allowed;

@@ -99,11 +99,21 @@ void Plan::check_sequence(int64_t s, const PlanSizes& sizes) {
 
 void Plan::check_samplers(const PlanSizes& sizes) {
     in_use_.clear();
-    for (int64_t r = 0; r < sizes.rows; ++r)
-        if (samplers[static_cast<size_t>(r)] != nullptr) in_use_.push_back(samplers[static_cast<size_t>(r)]);
+    for (int64_t r = 0; r < sizes.rows; ++r) {
+        const bool drafted = is_drafted(r) && sizes.max_steps == 1 && continues(r, sizes);
+        if (samplers[static_cast<size_t>(r)] != nullptr && !drafted)
+            in_use_.push_back(samplers[static_cast<size_t>(r)]);
+    }
     need(in_use_.empty() || limits.vocab > 0, "this model has no logits to sample from");
     std::sort(in_use_.begin(), in_use_.end());
-    need(std::adjacent_find(in_use_.begin(), in_use_.end()) == in_use_.end(), "one sampler is set in two rows");
+    need(std::adjacent_find(in_use_.begin(), in_use_.end()) == in_use_.end(),
+         "one sampler is set in two rows that are no draft");
+}
+
+bool Plan::continues(int64_t r, const PlanSizes& sizes) const {
+    const size_t index = static_cast<size_t>(r);
+    const auto begin = sequence_start.begin();
+    return row[index] == row[index - 1] + 1 && !std::binary_search(begin, begin + sizes.sequences, row[index]);
 }
 
 void Plan::check_steps(const PlanSizes& sizes) const {

@@ -36,6 +36,11 @@ class Plan {
     // Throws PlanFault naming the field and the value. `sizes` are the parts of the arrays that are used.
     void check(const PlanSizes& sizes);
 
+    // Whether the row belongs to the draft that a row before it began.
+    bool is_drafted(int64_t row) const {
+        const size_t index = static_cast<size_t>(row);
+        return row > 0 && samplers[index] != nullptr && samplers[index] == samplers[index - 1];
+    }
     const int32_t* table(size_t group, int64_t sequence) const {
         return page_table[group].data() + sequence * max_pages;
     }
@@ -44,7 +49,9 @@ class Plan {
     const int64_t max_pages, max_steps;
     std::vector<int32_t> tokens, sequence_start, position, row;
     std::vector<std::vector<int32_t>> page_table;  // [groups][max_sequences * max_pages]
-    std::vector<Sampler*> samplers;                // [max_rows], not owned
+    // [max_rows], not owned. Rows that follow each other with one sampler are a draft: their places follow each other
+    // in one sequence, and row r + 1 takes a token only if row r has chosen the one at row r + 1's place.
+    std::vector<Sampler*> samplers;
     std::atomic<bool> stop{false};
 
     // Results.
@@ -56,6 +63,7 @@ class Plan {
     void check_shape(const PlanSizes& sizes) const;
     void check_sequence(int64_t sequence, const PlanSizes& sizes);
     void check_samplers(const PlanSizes& sizes);
+    bool continues(int64_t row, const PlanSizes& sizes) const;  // the row before, in its sequence
     void check_steps(const PlanSizes& sizes) const;
 
     std::vector<std::vector<int64_t>> writer_;  // [groups][pages]: call * max_sequences + sequence that last wrote it

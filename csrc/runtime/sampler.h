@@ -36,6 +36,7 @@ enum class SampleStatus : uint8_t {
     ok = 0,
     non_finite = 1,    // a logit is NaN or +inf, or every logit is -inf: the model's output is broken
     none_allowed = 2,  // mask, bias and min_tokens together forbid every token
+    unreached = 3,     // of a draft's row whose token was not chosen; never of sample()
 };
 
 struct TokenLogprob {

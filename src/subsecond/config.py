@@ -28,7 +28,8 @@ class ModelOptions:
     the best that the processor has. max_tokens_per_step: longest piece of a prompt that is computed
     at once. max_sequences: texts that are computed together. context: most tokens of a prompt and
     its answer; None is the model's own. prefix_cache: tokens of texts that have ended which memory
-    is kept for; None leaves it to whoever loads the model.
+    is kept for; None leaves it to whoever loads the model. speculation: tokens that a text is
+    likely to repeat are checked several at a time, where that pays; answers are the same.
     """
 
     model: str = DEFAULT_MODEL
@@ -40,6 +41,7 @@ class ModelOptions:
     max_sequences: int = 16
     context: int | None = None
     prefix_cache: int | None = None
+    speculation: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -58,6 +60,8 @@ class ModelOptions:
             _integer("context", self.context, 2, MAX_CONTEXT, "the model's own maximum")
         if self.prefix_cache is not None:
             _integer("prefix_cache", self.prefix_cache, 0, MAX_CONTEXT)
+        if not isinstance(self.speculation, bool):
+            raise InputError(f"speculation must be true or false, not {_shown(self.speculation)}")
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

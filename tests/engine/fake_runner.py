@@ -104,9 +104,24 @@ class FakePlan:
         return self._tables[group]
 
     def set_sampler(self, row: int, sampler: FakeSampler | FakeScorer | None) -> None:
-        others = (other for index, other in enumerate(self.samplers) if index != row)
-        assert sampler is None or sampler not in others, "one sampler in two rows"
         self.samplers[row] = sampler
+
+    def drafted(self, sequences: int, rows: int) -> list[bool]:
+        """Whether each row belongs to the draft of the row before. Refuses what the runtime
+        does.
+        """
+        found = [
+            row > 0 and sampler is not None and sampler is self.samplers[row - 1]
+            for row, sampler in enumerate(self.samplers[:rows])
+        ]
+        for row, follows in enumerate(found):
+            if follows:
+                assert self.row[row] == self.row[row - 1] + 1
+                assert self.row[row] not in self.sequence_start[:sequences].tolist()
+        first = [own for own, follows in zip(self.samplers, found, strict=False) if not follows]
+        leads = [own for own in first if own is not None]
+        assert len(set(map(id, leads))) == len(leads), "one sampler in two rows"
+        return found
 
     def stop(self) -> None:
         self.stopped = True
@@ -167,6 +182,8 @@ class FakeRunner:
             for s in range(sequences)
             for i in range(plan.sequence_start[s + 1] - plan.sequence_start[s])
         ]
+        drafted = plan.drafted(sequences, rows)
+        assert max_steps == 1 or not any(drafted)
         running = [True] * rows
         for step in range(max_steps):
             digests = [self._store_and_read(*entry) for entry in fed]
@@ -174,10 +191,15 @@ class FakeRunner:
             for row, digest in enumerate(self._digests):
                 sampler = plan.samplers[row]
                 token = -1
-                if sampler is not None and row in self.faults:
+                if drafted[row] and not (
+                    running[row - 1]
+                    and plan.sampled[row - 1] == plan.tokens[plan.row[row]] != POISON
+                ):
+                    plan.finish[row], running[row] = 0, False
+                elif sampler is not None and row in self.faults:
                     plan.finish[row], running[row] = self.faults[row], False
                 elif sampler is not None and running[row]:
-                    if step == 0:
+                    if step == 0 and not drafted[row]:
                         sampler.chosen.clear()
                     token = sampler.choose(digest, self.vocab_size)
                     running[row] = token not in sampler.request.stop_ids and token >= 0

@@ -96,10 +96,13 @@ def test_steps_and_how_things_stand() -> None:
     shape = StepShape(tokens=40, rows=3, sequences=3, positions=100, stored=100)
     metrics.step("m", StepStats(shape, 0.04, 2, 3, 0, 1, 8, 1))
     metrics.step("m", StepStats(None, 5.0, 0, 3, 0, 1, 8, 1))  # nothing was computed
+    metrics.step("m", StepStats(shape, 0.04, 1, 3, 0, 1, 8, 1, drafted=7, accepted=5))
     found = samples(metrics.text(NOW))
-    assert value(found, "step_time_seconds_sum", model="m") == pytest.approx(0.02)
-    assert value(found, "batch_size_sum", model="m") == 3
-    assert value(found, "batch_tokens_sum", model="m") == 40
+    assert value(found, "step_time_seconds_sum", model="m") == pytest.approx(0.02 + 0.04)
+    assert value(found, "batch_size_sum", model="m") == 3 + 3
+    assert value(found, "batch_tokens_sum", model="m") == 40 + 40
+    assert value(found, "spec_decode_num_draft_tokens_total", model="m") == 7
+    assert value(found, "spec_decode_num_accepted_tokens_total", model="m") == 5
     assert value(found, "num_requests_running", model="m") == 2
     assert value(found, "num_requests_waiting", model="m") == 1
     assert value(found, "kv_cache_usage_ratio", model="m") == pytest.approx(3 / 8)

@@ -29,6 +29,7 @@ class Adapter:
             threads=job.threads,
             max_sequences=job.sequences,
             prefix_cache=0,  # no more memory than the running texts need
+            speculation=False,  # as the peers
             **options,
         )
 

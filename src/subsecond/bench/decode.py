@@ -188,6 +188,7 @@ def bench(options: ModelOptions, lengths: Lengths, progress: Progress | None = N
         max_sequences=max(options.max_sequences, lengths.sequences),
         context=options.context,
         prefix_cache=0,  # the peak of memory is one text's
+        speculation=False,  # random prompts make some models repeat themselves
     ) as llm:
         load_s = time.perf_counter() - begin
         lengths.check(llm.context)

@@ -35,7 +35,12 @@ def run(options: Chat) -> int:
         raise InputError("standard input is closed; chat reads its messages from it")
     params = SamplingParams(**sampling_given(options))  # refuses bad values before any work
     with interrupt.watched(console.note), TerminalProgress() as progress:
-        llm = LLM(**model_given(options), max_sequences=1, progress=progress)
+        llm = LLM(
+            **model_given(options),
+            max_sequences=1,
+            speculation=not options.no_speculation,
+            progress=progress,
+        )
     if progress.converted:
         say_where(llm.artifact)
     with llm:

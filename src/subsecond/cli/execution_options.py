@@ -9,6 +9,10 @@ from subsecond.cli.fields import command, option
 from subsecond.cli.parser import integer
 from subsecond.config import ISAS, KV_FORMATS, WEIGHTS
 
+NO_SPECULATION = (
+    "check one token a step even where a text repeats itself or its prompt (answers are the same)"
+)
+
 
 @command
 class Execution:

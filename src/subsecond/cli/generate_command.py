@@ -39,6 +39,7 @@ def run(options: Generate) -> int:
             **model_given(options),
             max_sequences=params.n,
             max_tokens_per_step=step,
+            speculation=not options.no_speculation,
             progress=progress,
         )
     if progress.converted:

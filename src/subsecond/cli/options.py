@@ -13,7 +13,7 @@ from typing import Any
 
 from subsecond import __version__
 from subsecond.cli import console
-from subsecond.cli.execution_options import Execution
+from subsecond.cli.execution_options import NO_SPECULATION, Execution
 from subsecond.cli.fields import MODEL, command, option, positional
 from subsecond.cli.parser import Parser, bias, integer, number, one_of, shown, suggestion
 from subsecond.cli.server_options import BenchServe, Keys, Serve
@@ -99,6 +99,7 @@ class Generate(_Texts, _Sampling, _Model):
     prompt: str | None = positional("the prompt; - reads it from standard input", None)
     prompt_file: str | None = option(None, "read the prompt from a file (UTF-8)", metavar="FILE")
     raw: bool = option(False, "continue the text as it is, without the model's chat template")
+    no_speculation: bool = option(False, NO_SPECULATION)
     control_tokens: bool = option(
         False,
         "the prompt is ready-formatted: as --raw, and <|im_start|> and the like in it are control "
@@ -117,6 +118,7 @@ class Generate(_Texts, _Sampling, _Model):
 class Chat(_Sampling, _Model):
     """talk with a model, turn by turn"""
 
+    no_speculation: bool = option(False, NO_SPECULATION)
     system: str | None = option(None, "instruction before all turns", metavar="TEXT")
 
 

@@ -52,6 +52,7 @@ def run(options: Serve) -> int:
             max_sequences=first.max_sequences,
             isa=first.isa,
             context=first.context,
+            speculation=not options.no_speculation,
         ),
         audit_texts=options.audit_texts,
         drain_s=options.drain,

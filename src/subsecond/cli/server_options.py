@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from subsecond.cli.execution_options import Execution
+from subsecond.cli.execution_options import NO_SPECULATION, Execution
 from subsecond.cli.fields import MODEL, command, option, positional
 from subsecond.cli.parser import duration, field, integer, number, one_of, size
 from subsecond.config import DEFAULT_MODEL
@@ -171,6 +171,7 @@ class Serve(Execution):
         "%(default)s)",
         type=integer,
     )
+    no_speculation: bool = option(False, NO_SPECULATION)
     max_sequences: int = option(
         16, "answers that are computed together (default: %(default)s)", type=integer
     )

@@ -11,7 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subsecond.engine.all_logits import all_logits
 from subsecond.engine.constraint import MAX_CLOSING_TOKENS
+from subsecond.engine.drafting import Drafting
+from subsecond.engine.faults import none_allowed, not_finite
 from subsecond.engine.pages import PAGE_POSITIONS, Pages
 from subsecond.engine.plan_writer import PlanWriter
 from subsecond.engine.prefix import Hit, PrefixCache
@@ -20,11 +23,14 @@ from subsecond.engine.request import CLOSING_S, Logprob, Request, SequenceState
 from subsecond.engine.scheduler import Limits, Scheduler
 from subsecond.engine.scoring import Scores, known_positions, trimmed
 from subsecond.engine.sharing import Sharing, Work
-from subsecond.errors import RequestError, RuntimeFailure, SubsecondError
+from subsecond.errors import RuntimeFailure, SubsecondError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from subsecond.engine.constraint_state import Grammars
     from subsecond.engine.runner import Runner
+    from subsecond.engine.speculate import Proposer
 
 # Plan.finish: the row chose one of its stop ids; its logits are NaN or infinite; every token is
 # forbidden to it.
@@ -36,7 +42,8 @@ NEVER = 2**62  # tokens
 class Engine:
     """Runs requests on a runner. steps_per_call: most decode steps of one call into the runtime.
     most_idle: KV pages of a cache group in which texts that have ended may stay known before their
-    memory is used again; None: all.
+    memory is used again; None: all. proposer: makes what guesses how a text goes on; None: nobody
+    does, and every step of a text gives one token.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Engine:
         context: int,
         steps_per_call: int = 8,
         most_idle: int | None = None,
+        proposer: Callable[[], Proposer] | None = None,
     ) -> None:
         self.runner = runner
         # Makes constraints ready; whoever loads a model for a server gives it its vocabulary.
@@ -61,6 +69,7 @@ class Engine:
         self.scheduler = Scheduler(self.pages, limits)
         self.prefixes = PrefixCache(self.pages)
         self.plan = PlanWriter(runner)
+        self.drafting = None if proposer is None else Drafting(proposer, self.scheduler)
 
     @property
     def context(self) -> int:
@@ -92,17 +101,25 @@ class Engine:
                 raise RuntimeFailure("requests wait, but no step can be formed")
             return None
         step = trimmed(step, self.runner.max_rows)
+        if self.drafting is not None:
+            step = self.drafting.add(step, start_s)
         max_steps = self.scheduler.steps(step)
+        if self.drafting is not None:
+            max_steps = self.drafting.steps(max_steps)
         step = self._supply(step, max_steps)
         shape = step_shape(step)
         scores = Scores()
         rows = self._fill(step, scores)
-        tokens = sum(work.count for work in step)
+        tokens = sum(work.size for work in step)
         done = self.runner.run(tokens, len(step), len(rows) + len(scores), max_steps)
         scores.commit()
         self._commit(step, rows, done)
         begun = [work.sequence for work in step if work.sequence.wanted > 1]
-        return StepReport(shape, done, time.monotonic() - start_s, rows, begun)
+        elapsed_s, drafted, accepted = time.monotonic() - start_s, 0, 0
+        if self.drafting is not None:
+            drafted, accepted = self.drafting.settle(step, done, elapsed_s)
+            rows = list(dict.fromkeys(rows)) if drafted else rows
+        return StepReport(shape, done, elapsed_s, rows, begun, drafted, accepted)
 
     def expire(self, now_s: float, step_s: float) -> list[SequenceState]:
         """Ends the texts that must not have another step, which would take `step_s` seconds
@@ -218,25 +235,7 @@ class Engine:
         checked ids, for which there is room (`has_room`). RuntimeFailure naming the first position
         whose logits are NaN or infinite.
         """
-        tables = self.pages.open()
-        size, vocab = min(self.runner.max_rows, self.runner.max_tokens), self.runner.vocab_size
-        try:
-            for start in range(0, len(token_ids), size):
-                chunk = token_ids[start : start + size]
-                end = start + len(chunk)
-                if not self.pages.extend(tables, start, end):
-                    raise RuntimeFailure(
-                        "unfinished generations hold the KV cache; finish or close them first"
-                    )
-                self.plan.set_sequence(0, chunk, position=start, begin=0, tables=tables)
-                self.plan.set_rows(range(len(chunk)), [None] * len(chunk))
-                self.runner.run(len(chunk), 1, len(chunk), 1)
-                broken = self.runner.logits(out[start * vocab : end * vocab])
-                if broken >= 0:
-                    raise _not_finite(start + broken)
-                self.pages.slide(tables, end)
-        finally:
-            self.pages.close(tables)
+        all_logits(self.pages, self.plan, self.runner, token_ids, out)
 
     def _admit(self) -> None:
         """Places waiting texts, in order, while there are places and pages for them. What comes
@@ -314,15 +313,15 @@ class Engine:
         whole = True
         for work in step:
             text = work.sequence
-            end = text.computed + work.count + max_steps - 1
+            end = text.computed + work.size + max_steps - 1
             while text.tables and not self.pages.extend(text.tables, text.computed, end):
                 self._preempt(self.scheduler.last_placed() or text)
                 whole = False
         return step if whole else [work for work in step if work.sequence.tables]
 
     def _fill(self, step: Sequence[Work], scores: Scores) -> list[SequenceState]:
-        """Writes the plan; the sequences that get a token, in the order of the rows, behind which
-        come those of `scores`.
+        """Writes the plan; the sequences that get a token, in the order of the rows, once a token
+        that they may get. Behind them come the rows of `scores`.
         """
         rows: list[SequenceState] = []
         places: list[int] = []
@@ -332,14 +331,17 @@ class Engine:
             start = sequence.computed
             self.plan.set_sequence(
                 index,
-                sequence.tokens[start : start + count],
+                [*sequence.tokens[start : start + count], *work.draft],
                 position=start,
                 begin=begin,
                 tables=sequence.tables,
             )
             scores.add(self.runner, work, begin)
-            begin += count
-            if work.completes:
+            begin += work.size
+            if work.draft:
+                rows += [sequence] * (1 + len(work.draft))
+                places += range(begin - 1 - len(work.draft), begin)
+            elif work.completes:
                 choices = self._choices(sequence)
                 rows += choices
                 places += [begin - 1] * len(choices)
@@ -374,16 +376,23 @@ class Engine:
                 sequence.computed = first.computed
                 sequence.entry, sequence.publish_at = first.entry, first.publish_at
         now = time.monotonic()
+        drafted = 0  # rows of the same text before
         for row, sequence in enumerate(rows):
             if sequence.generated == 0:
                 sequence.request.first_token_s = now
-            self._accept(sequence, row, len(rows), done)
+            drafted = drafted + 1 if row and rows[row - 1] is sequence else 0
+            self._accept(sequence, row, len(rows), done, drafted)
         for work in step:
             if work.sequence.tables:
                 self.pages.slide(work.sequence.tables, work.sequence.computed)
 
-    def _accept(self, sequence: SequenceState, row: int, rows: int, done: int) -> None:
-        """Appends the tokens chosen in a row, and ends the text if it has ended."""
+    def _accept(
+        self, sequence: SequenceState, row: int, rows: int, done: int, drafted: int
+    ) -> None:
+        """Appends the tokens chosen in a row, and ends the text if it has ended. drafted: rows of
+        the text before this one. Of a draft's rows behind one that has chosen another token, none
+        is.
+        """
         request = sequence.request
         if sequence.finish_reason is not None:  # another text of its request has failed
             return
@@ -399,7 +408,7 @@ class Engine:
             if sequence.constraint is not None:
                 sequence.constraint.accept(token)
             if wants_logprobs:
-                logprob, top = sequence.sampler.logprobs(index)
+                logprob, top = sequence.sampler.logprobs(index + drafted)
                 sequence.logprobs.append(Logprob(token, logprob, tuple(top)))
         sequence.computed = len(sequence.tokens) - 1  # the last chosen token hasn't been computed
         if sequence.computed >= sequence.publish_at:
@@ -408,9 +417,9 @@ class Engine:
         if outcome == STOP:
             self.finish(sequence, "stop")
         elif outcome == BROKEN:
-            self._fail(request, _not_finite(len(sequence.tokens) - 1))
+            self._fail(request, not_finite(len(sequence.tokens) - 1))
         elif outcome == NONE_ALLOWED:
-            self._fail(request, _none_allowed(sequence))
+            self._fail(request, none_allowed(sequence))
         elif sequence.constraint is not None and sequence.constraint.complete:
             self.finish(sequence, "complete")
         elif sequence.generated >= request.max_tokens:
@@ -430,23 +439,3 @@ class Engine:
         """Ends a request by its own fault; the others go on."""
         request.error = error
         self.cancel(request)
-
-
-def _none_allowed(sequence: SequenceState) -> SubsecondError:
-    """Why a text had no token to go on with."""
-    if sequence.constraint is None:
-        message = "logit_bias and min_tokens together forbid every token"
-        return RequestError(message, "logit_bias")
-    return sequence.constraint.error or RequestError(
-        "the constraint, logit_bias and min_tokens together forbid every token", "constraint"
-    )
-
-
-def _not_finite(position: int) -> RuntimeFailure:
-    """The model computed no numbers. NaN weights are refused when a model is converted, so a value
-    became too large.
-    """
-    return RuntimeFailure(
-        f"the model's logits after token {position} (counted from 0) are NaN or infinite: a value "
-        "overflowed; try kv='f32' or weights='f32', and check the checkpoint"
-    )

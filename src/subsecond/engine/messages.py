@@ -49,6 +49,7 @@ class LoadOptions(Message, frozen=True):
     max_sequences: int = 16
     context: int | None = None
     steps_per_call: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    speculation: bool = True
 
 
 class SamplingFields(Message, frozen=True):
@@ -259,6 +260,8 @@ class StepStats(Message, frozen=True):
     the requests whose prompt the step has computed a part of, what is left: (id, tokens).
     running, waiting: requests. Pages: of all cache groups together; cached ones are held by
     nothing but the prefix cache. free, cached and those of running requests sum up to total.
+    drafted, accepted: tokens of drafts that the step has checked, and of them those that were
+    chosen. What costs are learnt from is steps without.
     """
 
     shape: StepShape | None
@@ -271,6 +274,8 @@ class StepStats(Message, frozen=True):
     pages_cached: Count
     ended_s: float = 0.0
     prompts: list[tuple[int, int]] = []
+    drafted: Count = 0
+    accepted: Count = 0
 
 
 class StepDone(Message, frozen=True, tag="step"):

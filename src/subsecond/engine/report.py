@@ -22,7 +22,8 @@ class StepReport:
 
     shape: of its first step. steps: that were done. elapsed_s: the engine's own time included.
     chosen: sequences that have new tokens, or have ended by their own fault. begun: sequences of
-    whose prompts a part was computed, and a part is left.
+    whose prompts a part was computed, and a part is left. drafted, accepted: tokens of drafts that
+    the step has checked, and of them those that were chosen.
     """
 
     shape: StepShape
@@ -30,6 +31,8 @@ class StepReport:
     elapsed_s: float
     chosen: Sequence[SequenceState]
     begun: Sequence[SequenceState] = ()
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,15 @@ def step_shape(step: Sequence[Work]) -> StepShape:
     """The shape of a step that is about to run. Positions are counted as if no layer had a
     window.
     """
-    rows = [choosing_rows(work) + scored_rows(work) for work in step]
     return shape_of(
-        [(work.count, work.sequence.computed, own) for work, own in zip(step, rows, strict=True)]
+        [
+            (
+                work.size,
+                work.sequence.computed,
+                choosing_rows(work) + len(work.draft) + scored_rows(work),
+            )
+            for work in step
+        ]
     )
 
 

@@ -20,6 +20,7 @@ from subsecond.errors import SubsecondError
 
 if TYPE_CHECKING:
     from subsecond.engine.constraint_state import Compiled
+    from subsecond.engine.drafting import TextDrafts
     from subsecond.engine.prefix import Entry
 
 CLOSING_S = 0.005
@@ -49,14 +50,15 @@ class SequenceState:
 
     `tables` holds one page table a cache group; it is empty while the sequence waits, and after it
     has ended. entry: where its path in the prefix cache ends; publish_at: the number of computed
-    tokens at which the next page joins it. constraint: where the text stands in it.
+    tokens at which the next page joins it. constraint: where the text stands in it. drafts: the
+    guesses of what follows, once there were any.
     `finish_reason`: None while it runs, then "stop" (its last token is a stop token, no text),
     "complete" (the constraint lets nothing follow), "length", "cancelled" or "deadline".
     """
 
     __slots__ = (
-        "choice", "computed", "constraint", "entry", "finish_reason", "logprobs", "publish_at",
-        "request", "sampler", "tables", "tokens"
+        "choice", "computed", "constraint", "drafts", "entry", "finish_reason", "logprobs",
+        "publish_at", "request", "sampler", "tables", "tokens"
     )  # fmt: skip
 
     def __init__(self, request: Request, choice: int, tokens: list[int]) -> None:
@@ -69,6 +71,7 @@ class SequenceState:
         self.publish_at = 0
         self.sampler: Any = None
         self.constraint = None if request.constraint is None else request.constraint.start()
+        self.drafts: TextDrafts | None = None
         self.logprobs: list[Logprob] = []
         self.finish_reason: str | None = None
 
@@ -158,6 +161,7 @@ class Request:
         self.first_token_s = math.nan
         self.finished_s = math.nan
         self.cached_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0  # of drafts that were checked, and chosen
         self.error: SubsecondError | None = None  # why it failed, if it did
 
     @property

@@ -218,13 +218,13 @@ class Scheduler:
         return step
 
     def steps(self, step: Sequence[Work]) -> int:
-        """How many steps one call may do: several only if every row decodes, nobody waits for a
-        place, and none has a deadline, which is looked at between calls.
+        """How many steps one call may do: several only if every row decodes without a draft, nobody
+        waits for a place, and none has a deadline, which is looked at between calls.
         """
         limit = self.limits.steps
         for work in step:
             sequence = work.sequence
-            if work.count != 1 or sequence.generated == 0:
+            if work.count != 1 or work.draft or sequence.generated == 0:
                 return 1
             if sequence.request.deadline_s < math.inf or sequence.constraint is not None:
                 return 1

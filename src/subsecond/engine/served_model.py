@@ -107,6 +107,8 @@ class ServedModel:
         self._report: StepReport | None = None
         self._elapsed_s = self._ended_s = 0.0
         self._warmed = 0  # KV pages of each group
+        # Steps are measured without drafts; then it is known what drafts may take.
+        self._drafting, engine.drafting = engine.drafting, None
         engine.warm(0)
 
     def keep_promises(self, data: bytes) -> None:
@@ -117,6 +119,7 @@ class ServedModel:
         )
         cost = CostModel.from_json(data, max_tokens=runner.max_tokens)
         self.engine.keep_promises(Sharing(cost, limits))
+        self.engine.drafting = self._drafting
 
     def warm(self, pages: int = 1) -> bool:
         """Takes the memory of some more KV pages, while there is nothing else to do; False when all
@@ -180,7 +183,7 @@ class ServedModel:
         self._elapsed_s = self._ended_s - since_s
         self.times.observe(report)
         sharing = self.engine.scheduler.sharing
-        if sharing is not None and report.steps == 1:
+        if sharing is not None and report.steps == 1 and not report.drafted:
             sharing.cost.observe(report.shape, self._elapsed_s)
         for sequence in report.chosen:
             self._tell(sequence)
@@ -220,6 +223,8 @@ class ServedModel:
             pages_cached=pages.cached,
             ended_s=self._ended_s if report else time.monotonic(),
             prompts=self._prompts(report) if report else [],
+            drafted=report.drafted if report else 0,
+            accepted=report.accepted if report else 0,
         )
         return StepDone(self.name, events, stats)
 

@@ -17,15 +17,23 @@ from subsecond.engine.request import SequenceState
 
 @dataclass(frozen=True)
 class Work:
-    """`count` tokens of `sequence`, from its first token that isn't computed."""
+    """`count` tokens of `sequence`, from its first token that isn't computed. draft: what may come
+    behind its last token, to be checked in the same step.
+    """
 
     sequence: SequenceState
     count: int
+    draft: Sequence[int] = ()
 
     @property
     def completes(self) -> bool:
         """Whether a token can be chosen after it."""
         return self.count == self.sequence.wanted
+
+    @property
+    def size(self) -> int:
+        """Tokens that the step computes of it."""
+        return self.count + len(self.draft)
 
 
 class Sharing:
@@ -48,6 +56,19 @@ class Sharing:
             text = active[item.id]
             works.append(Work(text, count if item.prompt_left else 1))
         return works
+
+    def spare_s(self, step: Sequence[Work], now_s: float) -> float:
+        """Seconds that a step may take which only decodes, so that no text is late even if it gets
+        one token from it (the pace of `policy`), and a newcomer waits no longer than for a step
+        that prompts fill.
+        """
+        spare_s = self.limits.step_s
+        for work in step:
+            request = work.sequence.request
+            left_s = request.deadline_s - self.limits.guard_s - now_s
+            left = max(1, request.promised_tokens - work.sequence.generated)
+            spare_s = min(spare_s, left_s / left)
+        return spare_s
 
     def longest_s(self, active: Sequence[SequenceState], now_s: float) -> float:
         """Seconds that the next step may take at most, by the cost model's bound."""

@@ -60,7 +60,8 @@ class Recorder:
 
     def take(self, stats: StepStats) -> None:
         """A step has ended."""
-        if stats.shape is not None and stats.steps == 1 and stats.elapsed_s > 0:
+        plain = stats.steps == 1 and not stats.drafted
+        if stats.shape is not None and plain and stats.elapsed_s > 0:
             self.steps.append((stats.shape, stats.elapsed_s))
 
 

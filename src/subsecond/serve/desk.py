@@ -156,7 +156,7 @@ class Desk:
         if own is None:
             return
         if stats.shape is not None and stats.steps:
-            if stats.steps == 1:
+            if stats.steps == 1 and not stats.drafted:
                 own.cost.observe(stats.shape, stats.elapsed_s)
             self._lags.append(now_s - stats.ended_s)
         own.ended_s = stats.ended_s

@@ -74,6 +74,12 @@ class Metrics:
             "prefix_cache_queries", "Tokens of prompts that the prefix cache was asked for."
         )
         self._hits = self._counter("prefix_cache_hits", "Those of them that it had.")
+        self._drafted = self._counter(
+            "spec_decode_num_draft_tokens", "Tokens of drafts that steps have checked."
+        )
+        self._accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Those of them that were chosen."
+        )
         self._asked = self._counter(
             "answer_cache_queries", "Questions that the cache of answers was asked for."
         )
@@ -148,6 +154,8 @@ class Metrics:
         self._steps.labels(model).observe(stats.elapsed_s / stats.steps)
         self._sequences.labels(model).observe(stats.shape.sequences)
         self._step_tokens.labels(model).observe(stats.shape.tokens)
+        self._drafted.labels(model).inc(stats.drafted)
+        self._accepted.labels(model).inc(stats.accepted)
 
     def forget(self, model: str) -> None:
         """A model is gone: its series end, so that names that come and go don't pile up."""

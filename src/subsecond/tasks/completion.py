@@ -20,12 +20,15 @@ class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request.
 
     prompt_tokens: of the prompt, the template's included. completion_tokens: of all its texts
-    together. cached_tokens: how many of the prompt's were not computed again.
+    together. cached_tokens: how many of the prompt's were not computed again. drafted_tokens: how
+    many were guessed and checked together; accepted_tokens: how many of these guesses were right.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Timing(msgspec.Struct, frozen=True):

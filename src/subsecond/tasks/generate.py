@@ -64,6 +64,9 @@ class LLM:
     prefix_cache         tokens of texts that have ended which memory is kept for, so that texts
                          that begin alike compute only the rest; None: one context; 0: they stay
                          known only as long as others don't need their memory
+    speculation          tokens that a text is likely to repeat, from its prompt or from itself, are
+                         checked several at a time, where that is measured to pay; the answers are
+                         the same to the bit
     progress             None: bars on standard error while the model is fetched and converted, if
                          it is a terminal; False: nothing; or a function that is called with what is
                          being done, how much is done, how much there is, the unit
@@ -96,6 +99,7 @@ class LLM:
         max_sequences: int = 16,
         context: int | None = None,
         prefix_cache: int | None = None,
+        speculation: bool = True,
         progress: Progress | Literal[False] | None = None,
     ) -> None:
         options = ModelOptions(
@@ -108,6 +112,7 @@ class LLM:
             max_sequences=plain_integer(max_sequences),
             context=plain_integer(context),
             prefix_cache=plain_integer(prefix_cache),
+            speculation=speculation,
         )
         self._shared = SharedEngine(load(options, progress))
         self._template: ChatTemplate | None = None

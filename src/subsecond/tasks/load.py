@@ -19,6 +19,7 @@ from subsecond.config import ModelOptions
 from subsecond.engine.engine import Engine
 from subsecond.engine.native_runner import NativeRunner, Sizes
 from subsecond.engine.pages import PAGE_POSITIONS, page_count
+from subsecond.engine.speculate import PromptLookup
 from subsecond.engine.values import short
 from subsecond.errors import InputError
 from subsecond.formats import artifact, files, text_settings
@@ -173,6 +174,7 @@ def _engine(
         context=context,
         steps_per_call=steps_per_call,
         most_idle=None if kept is None else page_count(kept),
+        proposer=PromptLookup if options.speculation else None,
     )
     return engine, f"native {runner.isa}, kv {kv}"
 

@@ -267,7 +267,11 @@ def _completion(request: Request, states: Sequence[TextState], submitted_s: floa
     """The result of a finished request."""
     outputs = tuple(state.output() for state in states)
     usage = Usage(
-        len(request.prompt), sum(len(o.token_ids) for o in outputs), request.cached_tokens
+        len(request.prompt),
+        sum(len(o.token_ids) for o in outputs),
+        request.cached_tokens,
+        request.drafted_tokens,
+        request.accepted_tokens,
     )
     return Completion(outputs, usage, timing_of(request, submitted_s))
 
