@@ -77,10 +77,11 @@ def work_of(program: Program, formats: Mapping[str, str], kv: str = "bf16") -> W
     )
 
 
-def work_of_artifact(artifact: Artifact, kv: str = "bf16") -> Work:
-    """Counts an opened artifact's program with the formats that its tensors are stored in."""
-    program = read_program(artifact)
-    return work_of(program, {t.name: t.format for t in artifact.manifest.tensors}, kv)
+def work_of_artifact(artifact: Artifact, kv: str | None = None) -> Work:
+    """Counts an opened artifact's program with the formats that its tensors are stored in. kv:
+    None is the artifact's own KV cache."""
+    program, manifest = read_program(artifact), artifact.manifest
+    return work_of(program, {t.name: t.format for t in manifest.tensors}, kv or manifest.kv_default)
 
 
 def _count_matrix(
